@@ -1,0 +1,116 @@
+"""The interface that every backend implements, and what it may assume of the host that drives it.
+
+Three threads call a backend. The *engine* thread is the process's main thread: it alone calls `load`, `generate`,
+`step`, `delay_seconds` and `close`. The *prompt* thread calls `tokenize`, `detokenize` and `apply_template`, so that a
+long prompt holds up nobody's decoding. The *reader* thread calls `cancel`, `pause` and `resume`, and the *tick* thread
+`progress`: those four only set or read plain values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, Protocol
+
+import msgspec
+
+from llmvisor_runtimes.protocol import (
+    ChatPrompt,
+    FailureKind,
+    Generate,
+    Load,
+    ModelInfo,
+    Phase,
+    Prompt,
+    Report,
+)
+
+ENTRY_POINT_GROUP = "llmvisor.runtimes"
+"""Where backends are found by name: `llamacpp = "llmvisor_runtimes.llamacpp:LlamaCppBackend"`."""
+
+
+class LoadError(Exception):
+    """A model cannot be loaded; `permanent` where the same file and options can never load."""
+
+    def __init__(self, reason: str, *, permanent: bool) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.permanent = permanent
+
+
+class RequestError(Exception):
+    """One request cannot be served; the others go on."""
+
+    def __init__(self, kind: FailureKind, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.kind: FailureKind = kind
+        self.message = message
+        self.param = param
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """What a tick tells: see `protocol.Tick`. `tokens` counts from the start of the process."""
+
+    step: int
+    phase: Phase
+    active: int = 0
+    waiting: int = 0
+    tokens: int = 0
+    kv_used: int = 0
+
+
+LoadProgressCallback = Callable[[str, int, int, Literal["bytes", "layers", "steps"]], None]
+"""Called with stage, done, total (0 while unknown) and unit."""
+
+
+class Backend(Protocol):
+    """One model in one process."""
+
+    name: str
+
+    def version(self) -> str:
+        """The engine's version, found without importing the engine."""
+        ...
+
+    def load(self, load: Load, progress: LoadProgressCallback) -> ModelInfo:
+        """Load the model. Raises `LoadError`."""
+        ...
+
+    def tokenize(self, prompt: Prompt, *, add_special: bool, parse_special: bool) -> list[int]:
+        """A prompt's token ids; a `ChatPrompt` is rendered first. Raises `RequestError`."""
+        ...
+
+    def detokenize(self, tokens: Sequence[int]) -> tuple[str, list[bytes]]:
+        """The text of token ids, and the bytes of each. Raises `RequestError` for an id out of range."""
+        ...
+
+    def apply_template(self, prompt: ChatPrompt) -> str:
+        """A conversation as the text that the model reads. Raises `RequestError`."""
+        ...
+
+    def generate(self, request: Generate, prompt_tokens: list[int]) -> None:
+        """Take a request in; its deltas come out of `step`. Raises `RequestError`."""
+        ...
+
+    def step(self) -> list[Report]:
+        """Do one step of work for every sequence, and give what it brought (mostly one `Step`)."""
+        ...
+
+    def delay_seconds(self) -> float | None:
+        """How long `step` has nothing to do: 0 = call it now; None = until the next request."""
+        ...
+
+    def cancel(self, id: int) -> None:
+        """End a request within one step; `step` gives its last deltas (`cancelled`) and `Done`. Unknown ids are ignored."""
+        ...
+
+    def pause(self, id: int) -> None:
+        """Decode no more for this request until `resume`."""
+        ...
+
+    def resume(self, id: int) -> None: ...
+
+    def progress(self) -> Progress: ...
+
+    def close(self) -> None:
+        """Free the model."""
+        ...
