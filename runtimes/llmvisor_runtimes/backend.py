@@ -100,7 +100,7 @@ class Backend(Protocol):
         ...
 
     def cancel(self, id: int) -> None:
-        """End a request within one step; `step` gives its last deltas (`cancelled`) and `Done`. Unknown ids are ignored."""
+        """End a request within one step: `step` gives its last deltas (`cancelled`) and `Done`. Ignores unknown ids."""
         ...
 
     def pause(self, id: int) -> None:

@@ -136,6 +136,8 @@ class JobParams(msgspec.Struct, forbid_unknown_fields=True):
     model: str
     force: bool = False
     """For `unload`: do not wait for the requests that run."""
+    restart: bool = False
+    """For `load`: unload first, and forget earlier crashes."""
 
 
 class Job(msgspec.Struct, frozen=True):

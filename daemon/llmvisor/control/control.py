@@ -1,0 +1,82 @@
+"""What the management paths ask of the daemon: implemented once, in `app.py`, and faked in tests of the HTTP layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from llmvisor.broadcast import Subscription
+from llmvisor.control.api import (
+    ConfigValue,
+    DaemonStatus,
+    Event,
+    HealthAnswer,
+    Job,
+    JobRequest,
+    LogLevel,
+    LogRecord,
+    RuntimeStatus,
+)
+
+
+class Control(Protocol):
+    """The daemon as its management sees it. Names of models are resolved already; unknown ones raise `ModelNotFound`."""
+
+    def health(self) -> HealthAnswer:
+        """healthy | degraded (a pinned or preloaded model is down) | unhealthy (draining)."""
+        ...
+
+    def ready(self) -> Sequence[str]:
+        """What is still missing before every `preload` model is ready; empty = ready."""
+        ...
+
+    def daemon_status(self) -> DaemonStatus: ...
+
+    def runtimes(self) -> list[RuntimeStatus]: ...
+
+    def runtime(self, model: str) -> RuntimeStatus: ...
+
+    def submit_job(self, request: JobRequest) -> Job:
+        """Begin a job, or give the one that does the same work already."""
+        ...
+
+    def jobs(self) -> list[Job]:
+        """Newest first, ended ones included for a while."""
+        ...
+
+    def job(self, job_id: str) -> Job:
+        """Raises `NotFound`."""
+        ...
+
+    def watch_job(self, job_id: str) -> AbstractContextManager[Subscription[Job]]:
+        """Every change of a job; the last one has an ended state. Raises `NotFound`."""
+        ...
+
+    def cancel_job(self, job_id: str) -> Job:
+        """Raises `NotFound`; `Conflict` if it has ended."""
+        ...
+
+    def forget_job(self, job_id: str) -> None:
+        """Raises `NotFound`; `Conflict` while it runs."""
+        ...
+
+    def subscribe_events(self) -> AbstractContextManager[Subscription[Event]]: ...
+
+    def recent_logs(self, *, model: str | None, level: LogLevel) -> list[LogRecord]:
+        """Lines kept in memory, of this level or above."""
+        ...
+
+    def subscribe_logs(self) -> AbstractContextManager[Subscription[LogRecord]]:
+        """Every line from now on, of all models and levels."""
+        ...
+
+    def config_values(self) -> Iterator[ConfigValue]: ...
+
+    def check_config(self, text: str, name: str) -> list[str]:
+        """What is wrong with a configuration file's text; `name` stands in the messages. Empty = it can be used."""
+        ...
+
+    def shutdown(self) -> None:
+        """Drain and stop, as SIGTERM does."""
+        ...
