@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
@@ -54,7 +54,7 @@ class Hub(Generic[T]):
             subscription.put(item)
 
     @contextmanager
-    def subscribe(self) -> Iterator[Subscription[T]]:
+    def subscribe(self) -> Generator[Subscription[T]]:
         """A subscription for as long as the `with` lasts."""
         subscription = Subscription[T](self._items_max)
         if self._closed:

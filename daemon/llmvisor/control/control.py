@@ -21,7 +21,7 @@ from llmvisor.control.api import (
 
 
 class Control(Protocol):
-    """The daemon as its management sees it. Names of models are resolved already; unknown ones raise `ModelNotFound`."""
+    """The daemon as its management sees it. Names of models are resolved already; others raise `ModelNotFound`."""
 
     def health(self) -> HealthAnswer:
         """healthy | degraded (a pinned or preloaded model is down) | unhealthy (draining)."""
