@@ -1,0 +1,1 @@
+"""llmctl: manages a running llmvisor over its Unix socket."""

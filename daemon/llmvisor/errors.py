@@ -28,7 +28,8 @@ LlmvisorError
 │   ├── GenerationTimeout       504 timeout
 │   └── InternalError           500 internal_error
 ├── ConfigError                 configuration that cannot be used, every problem at once
-└── StartError                  the daemon cannot start (lock held, port taken, socket refused)
+├── StartError                  the daemon cannot start (lock held, port taken, socket refused)
+└── FetchFailed                 weights cannot be fetched
 """
 
 from __future__ import annotations
@@ -204,3 +205,11 @@ class StartError(LlmvisorError):
     def __init__(self, message: str, *, hint: str | None = None, exit_code: int = 1) -> None:
         super().__init__(message, hint=hint)
         self.exit_code = exit_code
+
+
+class FetchFailed(LlmvisorError):
+    """Weights cannot be fetched: no network, no space, a wrong checksum."""
+
+    status = 503
+    type = "model_error"
+    code = "fetch_failed"

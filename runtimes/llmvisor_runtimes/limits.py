@@ -23,3 +23,54 @@ choices_max = 16
 
 top_logprobs_max = 20
 """Alternatives reported for each token."""
+
+pipe_read_bytes = 64 * 1024
+"""One read of the command pipe: a pipe of Linux holds no more."""
+
+load_progress_interval_seconds = 0.05
+"""At most this often a load says how far it is, beside each new stage."""
+
+close_seconds_max = 10.0
+"""How long a worker that was told to close, and whose daemon is gone, may still take."""
+
+thread_switch_interval_seconds = 0.0005
+"""How long a thread of the worker keeps the interpreter while another waits. Python's own 5 ms would cost the engine as
+much after each native call while a prompt is rendered."""
+
+failpoints_characters_max = 4096
+"""The longest text of failpoints that the mock takes."""
+
+mock_step_seconds_max = 0.25
+"""The mock does a step at least this often while it has work, so that a long delay is no hang."""
+
+mock_cached_prompts_max = 64
+"""Prompts whose prefixes the mock counts as cached."""
+
+template_source_bytes_max = 128 * 1024
+"""The longest chat template that is compiled."""
+
+template_work_bytes_max = 1024 * 1024 * 1024
+"""Texts and lists that one rendering may make on its way, all together."""
+
+template_integer_bits_max = 16 * 1024
+"""The largest number that a chat template may compute with."""
+
+# -- the llama.cpp engine
+
+prefill_step_seconds = 0.08
+"""How long a step may take for prompts while others stream: the gap they see."""
+
+prefill_granule_tokens = 32
+"""Prompt tokens that a step beside streams holds at least, and a whole multiple of."""
+
+scored_prompt_step_tokens = 64
+"""Prompt tokens of one step where each one's logits are wanted: they take a whole vocabulary of floats each."""
+
+admission_spare_tokens = 32
+"""Cells left for each sequence under way when another is let in beside it."""
+
+awaited_prefix_tokens_min = 32
+"""A common beginning that somebody else is computing at the moment is waited for from this length on."""
+
+abort_batch_tokens_min = 64
+"""A batch of fewer tokens is over before aborting it would pay."""

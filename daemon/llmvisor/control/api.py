@@ -165,6 +165,8 @@ class ListAnswer(msgspec.Struct):
 
     data: list[msgspec.Raw]
     object: str = "list"
+    next_cursor: str | None = None
+    """`cursor` of the next page; None on the last."""
 
 
 class LogRecord(msgspec.Struct, frozen=True, omit_defaults=True):

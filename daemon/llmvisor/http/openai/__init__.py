@@ -1,0 +1,1 @@
+"""OpenAI's dialect, with the extensions that local servers share."""

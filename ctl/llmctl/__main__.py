@@ -1,0 +1,7 @@
+"""`python -m llmctl`."""
+
+import sys
+
+from llmctl.main import main
+
+sys.exit(main())

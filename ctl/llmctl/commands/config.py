@@ -1,0 +1,79 @@
+"""`llmctl config`: `show` asks the daemon; `check`, `path` and `init` work without one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import cast
+
+import msgspec
+
+from llmctl.client import decode_list
+from llmctl.errors import DONE
+from llmctl.session import Session
+from llmctl.table import Cell, Column, table
+from llmctl.terminal import Style, printable
+from llmvisor.control.api import ConfigValue
+
+_COLUMNS = (Column("KEY"), Column("VALUE", fold=True), Column("SET BY"), Column("WHERE", fold=True))
+
+
+class _Problems(msgspec.Struct):
+    """As `POST /config/check` answers."""
+
+    problems: list[str]
+
+
+class _Path(msgspec.Struct):
+    path: str
+
+
+def config(session: Session) -> int:
+    """Show, check, path or init."""
+    action = cast("str", session.args.action)
+    if action == "show":
+        return _show(session)
+    file = cast("str | None", getattr(session.args, "file", None))
+    # The daemon's own program does it, in a process of its own: llmctl imports nothing of its configuration.
+    command = [sys.executable, "-m", "llmvisor", "config", action, *([file] if file else [])]
+    if session.json:
+        return _as_json(session, command, action)
+    session.out.stdout.flush()
+    return subprocess.run(command, check=False).returncode
+
+
+def _show(session: Session) -> int:
+    body = session.client.get("/config")
+    values = decode_list(body, ConfigValue)
+    if session.json:
+        session.out.json(body)
+    elif session.args.origin:
+        rows = [[Cell(v.path), Cell(_text(v)), Cell(v.layer, _layer_style(v)), Cell(v.origin)] for v in values]
+        session.out.lines(table(_COLUMNS, rows, width=session.out.width, paint=session.out.paint))
+    else:
+        session.out.lines([f"{printable(value.path)}: {_text(value)}" for value in values])
+    return DONE
+
+
+def _text(value: ConfigValue) -> str:
+    """JSON, which is YAML too; plain words without their quotes."""
+    text = bytes(value.value).decode(errors="replace")
+    word = text[1:-1]
+    return printable(word if text.startswith('"') and word.replace("_", "").replace("-", "").isalnum() else text)
+
+
+def _layer_style(value: ConfigValue) -> Style:
+    return "dim" if value.layer == "default" else ""
+
+
+def _as_json(session: Session, command: list[str], action: str) -> int:
+    ended = subprocess.run(command, check=False, capture_output=True, text=True)
+    said = (ended.stdout + ended.stderr).strip()
+    if action == "check":
+        problems = [line for line in said.splitlines() if line.strip()] if ended.returncode else []
+        session.out.json(msgspec.json.encode(_Problems(problems)))
+    elif ended.returncode == 0:
+        session.out.json(msgspec.json.encode(_Path(said)))
+    else:
+        session.out.note(said)
+    return ended.returncode

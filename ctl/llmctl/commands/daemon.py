@@ -1,0 +1,85 @@
+"""`llmctl health`, `port` and `shutdown`."""
+
+from __future__ import annotations
+
+import os
+import time
+from urllib.parse import urlsplit
+
+import msgspec
+
+from llmctl import limits
+from llmctl.client import decode
+from llmctl.errors import DONE, FAILED, CtlError, NotRunning, TimedOut
+from llmctl.session import Session
+from llmctl.terminal import Style, printable
+from llmvisor.control.api import DaemonStatus, HealthAnswer
+
+_STYLES: dict[str, Style] = {"healthy": "green", "degraded": "yellow"}
+
+
+def health(session: Session) -> int:
+    """Whether the daemon is well; exit code 1 when it is unhealthy."""
+    body = session.client.get("/health", accept=(503,))
+    answer = decode(body, HealthAnswer)
+    if session.json:
+        session.out.json(body)
+    else:
+        session.out.line(session.out.paint(printable(answer.status), _STYLES.get(answer.status, "red")))
+        session.out.lines([f"  {printable(reason)}" for reason in answer.reasons])
+    return FAILED if answer.status == "unhealthy" else DONE
+
+
+def port(session: Session) -> int:
+    """The TCP port that the daemon is bound to."""
+    address = decode(session.client.get("/llm/status"), DaemonStatus).address
+    try:
+        number = urlsplit(address).port
+    except ValueError:
+        number = None
+    if number is None:
+        raise CtlError("the daemon is bound to no port at the moment", hint="see: llmctl status")
+    if session.json:
+        session.out.json(msgspec.json.encode({"port": number, "address": address}))
+    else:
+        session.out.line(str(number))
+    return DONE
+
+
+def shutdown(session: Session) -> int:
+    """Drain and stop the daemon; with `--wait` until it is gone."""
+    status = decode(session.client.get("/llm/status"), DaemonStatus)
+    session.client.post("/shutdown")
+    if not session.args.wait:
+        session.out.line(f"llmvisor (pid {status.pid}) is stopping")
+        return DONE
+    began = time.monotonic()
+    seen = _is_alive(status.pid)
+    while _answers(session) or (seen and _is_alive(status.pid)):
+        limit = session.client.timeout_seconds
+        if limit is not None and time.monotonic() - began > limit:
+            raise TimedOut(f"llmvisor (pid {status.pid}) still runs after {limit:g} s")
+        time.sleep(limits.poll_seconds)
+    session.out.line(f"llmvisor (pid {status.pid}) has stopped")
+    return DONE
+
+
+def _answers(session: Session) -> bool:
+    try:
+        session.client.get("/health", accept=(503,))
+    except NotRunning:
+        return False
+    except CtlError:
+        return True
+    return True
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether the process is there; a daemon in another PID namespace is not seen, and its socket decides."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True

@@ -1,0 +1,101 @@
+"""`llmctl logs` and `events`."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import msgspec
+
+from llmctl import render
+from llmctl.client import decode
+from llmctl.errors import DONE, CtlError
+from llmctl.session import Session
+from llmctl.sse import ServerSentEvent
+from llmctl.status_view import STATE_STYLES, model_id
+from llmctl.terminal import Style, Terminal, printable
+from llmvisor.control.api import ErrorAnswer, Event, ListAnswer, LogRecord
+
+_LEVEL_STYLES: dict[str, Style] = {"debug": "dim", "warning": "yellow", "error": "red", "critical": "red"}
+
+
+def logs(session: Session) -> int:
+    """What was logged of late, and with `-f` what comes. As JSON: one object a line."""
+    args = session.args
+    query = cast("dict[str, str | None]", {"model": args.model, "level": args.level})
+    if not args.follow:
+        for item in decode(session.client.get("/logs", query), ListAnswer).data:
+            _log_line(session, bytes(item))
+        return DONE
+    with session.client.stream("GET", "/logs", query={**query, "follow": "true"}) as stream:
+        for event in stream:
+            _log_line(session, _data(event))
+    raise CtlError("the daemon ended the stream: it is stopping")
+
+
+def events(session: Session) -> int:
+    """Every change of state, as it happens. As JSON: one object a line."""
+    with session.client.stream("GET", "/events") as stream:
+        for item in stream:
+            data = _data(item)
+            event = decode(data, Event)
+            if session.json:
+                session.out.json_line(data)
+            else:
+                session.out.line(event_text(event, session.out))
+                session.out.stdout.flush()
+    raise CtlError("the daemon ended the stream: it is stopping")
+
+
+def event_text(event: Event, out: Terminal) -> str:
+    """One change on one line."""
+    parts = [out.paint(clock_time(event.time), "dim"), f"{event.kind:<7}"]
+    if event.runtime is not None:
+        state = render.state(event.runtime.state)
+        parts += [model_id(event.runtime), out.paint(state, STATE_STYLES.get(event.runtime.state, ""))]
+        parts += [event.runtime.error] if event.runtime.error else []
+    if event.job is not None:
+        job = event.job
+        parts += [job.id, job.type, job.params.model, job.state, f"{100 * job.progress:.0f}%"]
+        parts += [job.error] if job.error else []
+    if event.message:
+        parts.append(event.message)
+    return "  ".join(part if part.startswith("\x1b") else printable(part) for part in parts)
+
+
+def log_text(record: LogRecord, out: Terminal) -> str:
+    """One line of the log: the time of day on a terminal, the whole moment in a pipe."""
+    moment = clock_time(record.time) if out.interactive else record.time
+    message = "\n    ".join(printable(part) for part in record.message.splitlines()) or ""
+    fields = "".join(f" {name}={printable(value)}" for name, value in record.fields.items())
+    request = f" request_id={record.request_id}" if record.request_id else ""
+    source = f"{record.module}[{record.model}]" if record.model else record.module
+    level = out.paint(f"{record.level:<8}", _LEVEL_STYLES.get(record.level, ""))
+    return f"{out.paint(moment, 'dim')} {level} {out.paint(printable(source), 'cyan')} {message}{request}{fields}"
+
+
+def clock_time(moment: str) -> str:
+    """`14:03:07.123` on the person's own clock."""
+    from datetime import datetime  # noqa: PLC0415 - streams alone need it
+
+    try:
+        return datetime.fromisoformat(moment).astimezone().strftime("%H:%M:%S.%f")[:-3]
+    except ValueError:
+        return printable(moment)
+
+
+def _log_line(session: Session, data: bytes) -> None:
+    record = decode(data, LogRecord)
+    if session.json:
+        session.out.json_line(data)
+    else:
+        session.out.line(log_text(record, session.out))
+        session.out.stdout.flush()
+
+
+def _data(event: ServerSentEvent) -> bytes:
+    if event.kind != "error":
+        return event.data
+    try:
+        raise CtlError(msgspec.json.decode(event.data, type=ErrorAnswer).error.message)
+    except msgspec.DecodeError:
+        raise CtlError("the daemon broke the stream off") from None

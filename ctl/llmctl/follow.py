@@ -1,0 +1,92 @@
+"""Follows a job to its end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+
+from llmctl.client import Client, decode, segment
+from llmctl.errors import DONE, CtlError, NotFound, TimedOut
+from llmctl.progress import job_display
+from llmctl.session import Session
+from llmctl.terminal import printable
+from llmvisor.control.api import ErrorAnswer, Job
+
+_STATUS_NOT_FOUND = ("model_not_found", "tier_not_configured", "not_found")
+
+
+def follow_job(session: Session, job: Job, *, label: str, cancel_on_interrupt: bool) -> Job:
+    """The job as it ended. Raises `TimedOut` after `--timeout`, and `KeyboardInterrupt` after telling what goes on."""
+    try:
+        with job_display(session.out, label) as display:
+            display.update(job)
+            for state in _states(session.client, job):
+                job = state
+                display.update(job)
+    except KeyboardInterrupt:
+        _interrupted(session, job, cancel=cancel_on_interrupt)
+        raise
+    return job
+
+
+def job_result(job: Job) -> int:
+    """The exit code of an ended job. Raises `CtlError` with the daemon's own reason."""
+    if job.state == "succeeded":
+        return DONE
+    reason = printable(job.error or f"the job {job.id} {job.state}")
+    if job.error_code in _STATUS_NOT_FOUND:
+        raise NotFound(reason)
+    if job.error_code == "timeout":
+        raise TimedOut(reason)
+    raise CtlError(reason)
+
+
+def _states(client: Client, job: Job) -> Iterator[Job]:
+    """Every state of a job up to its end; asked for once more where the stream breaks off before."""
+    if job.ended_at is not None:
+        return
+    path = f"/jobs/{segment(job.id)}"
+    with (
+        _deadline(client, job) as left_seconds,
+        client.stream("GET", f"{path}/events", silence_seconds_max=client.timeout_seconds) as events,
+    ):
+        for event in events:
+            if event.kind == "error":
+                raise CtlError(decode(event.data, ErrorAnswer).error.message)
+            job = decode(event.data, Job)
+            yield job
+            if job.ended_at is not None:
+                return
+            left_seconds()
+    job = decode(client.get(path), Job)
+    if job.ended_at is None:
+        raise CtlError(f"the daemon stopped telling about the job {job.id}", hint=f"see: llmctl jobs watch {job.id}")
+    yield job
+
+
+@contextmanager
+def _deadline(client: Client, job: Job) -> Generator[Callable[[], None]]:
+    began = time.monotonic()
+
+    def left_seconds() -> None:
+        if client.timeout_seconds is not None and time.monotonic() - began > client.timeout_seconds:
+            raise TimedOut("too late")
+
+    try:
+        yield left_seconds
+    except TimedOut:
+        hint = f"it goes on: llmctl jobs watch {job.id}"
+        raise TimedOut(f"the job {job.id} is not done after {client.timeout_seconds:g} s", hint=hint) from None
+
+
+def _interrupted(session: Session, job: Job, *, cancel: bool) -> None:
+    if not cancel:
+        session.out.note(f"the job {job.id} goes on; see it with: llmctl jobs watch {job.id}")
+        return
+    try:
+        session.client.post(f"/jobs/{segment(job.id)}/cancel")
+    except CtlError as error:
+        session.out.note(f"the job {job.id} was not cancelled: {error.message}", "red")
+    else:
+        session.out.note(f"the job {job.id} is cancelled")

@@ -1,0 +1,78 @@
+"""The settings of all layers, under way to a whole tree. Pure."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+from llmvisor.config.origins import DEFAULT, Origin, Path, dotted
+from llmvisor.config.settings import Problem, Setting
+
+
+class Surroundings(msgspec.Struct, frozen=True):
+    """What the machine says, which configuration alone cannot."""
+
+    home: str
+    output_folder: str
+    """Where relative paths of built-in defaults start."""
+    socket: str
+    """The control socket's default."""
+    is_folder: Callable[[str], bool]
+    has_backend: Callable[[str], bool]
+    """Whether a plug-in registers that backend."""
+    public_allowed: bool
+    """Whether a public address is bound without API keys."""
+
+
+class Draft:
+    """The settings under way to a tree, with what is wrong in them."""
+
+    def __init__(self, settings: Mapping[Path, Setting], models: Mapping[str, Origin], around: Surroundings) -> None:
+        self.settings = dict(settings)
+        self.models = models
+        """Names in order, and who named each first."""
+        self.around = around
+        self.problems: list[Problem] = []
+        self.warnings: list[str] = []
+
+    def value(self, path: Path) -> object:
+        setting = self.settings.get(path)
+        return None if setting is None else setting.value
+
+    def text(self, path: Path) -> str | None:
+        value = self.value(path)
+        return value if isinstance(value, str) else None
+
+    def origin(self, path: Path) -> Origin:
+        setting = self.settings.get(path)
+        if setting is None and len(path) == 2 and path[0] == "models":
+            return self.models.get(path[1], DEFAULT)
+        return DEFAULT if setting is None else setting.origin
+
+    def put(self, path: Path, value: object, origin: Origin) -> None:
+        self.settings[path] = Setting(path, value, origin, self.around.output_folder)
+
+    def wrong(self, path: Path, text: str) -> None:
+        self.problems.append(Problem(self.origin(path), f"{dotted(path)}: {text}"))
+
+    def warn(self, path: Path, text: str) -> None:
+        origin = self.origin(path)
+        where = "" if origin.layer == "default" else f"{origin.where}: "
+        self.warnings.append(f"{where}{dotted(path)}: {text}")
+
+    def make_absolute(self, path: Path, default: str | None = None) -> None:
+        """Resolve a path against the folder of the layer that set it; a default against the output folder."""
+        setting = self.settings.get(path)
+        if setting is None and default is not None:
+            self.put(path, absolute(default, self.around.output_folder, self.around.home), DEFAULT)
+        elif setting is not None and isinstance(setting.value, str):
+            self.put(path, absolute(setting.value, setting.folder, self.around.home), setting.origin)
+
+
+def absolute(text: str, folder: str, home: str) -> str:
+    """A path with `~` and a relative beginning resolved; links are left alone."""
+    if text == "~" or text.startswith("~/"):
+        text = home + text[1:]
+    return posixpath.normpath(posixpath.join(folder, text))

@@ -1,0 +1,236 @@
+"""The layers of configuration, read from where they are and put on top of each other.
+
+Built-in defaults, the configuration file, `.env`, the process environment, flags: a later one wins, key by key.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from importlib.metadata import entry_points
+from pathlib import Path as FilePath
+
+import msgspec
+
+from llmvisor import limits
+from llmvisor.config import paths
+from llmvisor.config.complete import complete
+from llmvisor.config.dotenv import read_dotenv
+from llmvisor.config.draft import Draft, Surroundings
+from llmvisor.config.environment import Models, Variable, name_models, read_variables
+from llmvisor.config.flags import read_flags
+from llmvisor.config.origins import DEFAULT, Origin, Path, values_of
+from llmvisor.config.settings import Layer, Problem, Setting, in_order, read_file
+from llmvisor.config.tree import TIERS, Config
+from llmvisor.control.api import ConfigValue
+from llmvisor.errors import ConfigError
+from llmvisor_runtimes.backend import ENTRY_POINT_GROUP
+
+INSECURE_FLAG = "insecure_no_auth"
+
+
+class LoadedConfig(msgspec.Struct, frozen=True):
+    """A tree that can be used, and where it came from."""
+
+    config: Config
+    origins: dict[str, Origin]
+    """By dotted path, for every value."""
+    file: FilePath | None
+    dotenv: FilePath | None
+    warnings: list[str]
+    """What is accepted, and better changed."""
+    unused: list[str]
+    """Environment variables that are known, and have no effect."""
+
+
+def load_config(*, flags: Mapping[str, object], environ: Mapping[str, str], cwd: FilePath) -> LoadedConfig:
+    """The configuration as it is now.
+
+    `flags` holds `config` (the file), `insecure_no_auth`, those of `flags.FLAG_PATHS`, and dotted paths of anything
+    else; None is a flag that was not given. Raises `ConfigError` with every problem of every layer at once.
+    """
+    named = flags.get("config") or environ.get("LLMVISOR_CONFIG")
+    file = find_config_file(named=str(named) if named else None, environ=environ, cwd=cwd)
+    text = None if file is None else _read_text(file, limits.config_file_bytes_max, cwd)
+    return _load(text, file=file, flags=flags, environ=environ, cwd=cwd)
+
+
+def check_text(
+    text: str,
+    name: str,
+    *,
+    environ: Mapping[str, str] | None = None,
+    cwd: FilePath = FilePath("/"),
+) -> list[str]:
+    """What is wrong with a file's text, `name` being the file's in the messages. Empty = it can be used.
+
+    Without an environment the text has to be right by itself; with one it is judged as a start would.
+    """
+    if len(text.encode("utf-8", "replace")) > limits.config_file_bytes_max:
+        return [f"{name}: larger than {limits.config_file_bytes_max} bytes"]
+    try:
+        _load(text, file=cwd / name, flags={}, environ=environ or {"HOME": "/"}, cwd=cwd)
+    except ConfigError as error:
+        return error.problems
+    return []
+
+
+def config_values(loaded: LoadedConfig) -> Iterator[ConfigValue]:
+    """Every effective value with who set it, secrets masked, in the tree's order."""
+    return values_of(loaded.config, loaded.origins)
+
+
+def find_config_file(*, named: str | None, environ: Mapping[str, str], cwd: FilePath) -> FilePath | None:
+    """The file of the second layer: the one that is named, else the first that there is; None = there is none."""
+    if named is not None:
+        home = str(paths.home(environ))
+        return cwd / (home + named[1:] if named.startswith("~/") else named)
+    return next((path for path in paths.config_candidates(environ, cwd) if _is_there(path)), None)
+
+
+def _is_there(path: FilePath) -> bool:
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        # There, and not to be read: reading it says why.
+        return True
+    return True
+
+
+def shown_name(path: FilePath, cwd: FilePath) -> str:
+    """A file as it stands in messages: relative to the working directory where it is in there."""
+    return str(path.relative_to(cwd)) if path.is_relative_to(cwd) else str(path)
+
+
+def _read_text(path: FilePath, bytes_max: int, cwd: FilePath) -> str:
+    name = shown_name(path, cwd)
+    try:
+        data = _read_bounded(path, bytes_max)
+    except OSError as error:
+        raise ConfigError([f"{name}: cannot be read: {error.strerror or error}"]) from error
+    except ValueError as error:
+        raise ConfigError([f"{name}: {error}"]) from error
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError([f"{name}:{line}: not in UTF-8 (byte 0x{data[error.start]:02x})"]) from error
+
+
+def _read_bounded(path: FilePath, bytes_max: int) -> bytes:
+    # Opened without blocking, because a pipe of that name would hang the start.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ValueError("not a regular file")
+        data = file.read(bytes_max + 1)
+    if len(data) > bytes_max:
+        raise ValueError(f"larger than {bytes_max} bytes")
+    return data
+
+
+def _load(
+    text: str | None,
+    *,
+    file: FilePath | None,
+    flags: Mapping[str, object],
+    environ: Mapping[str, str],
+    cwd: FilePath,
+) -> LoadedConfig:
+    problems: list[Problem] = []
+    file_layer = Layer()
+    if file is not None and text is not None:
+        file_layer = read_file(text, name=shown_name(file, cwd), folder=str(file.parent))
+    dotenv, dotenv_variables = _read_dotenv(file, cwd, problems)
+    variables = _variables(environ, cwd)
+    models = _name_all(file_layer, dotenv_variables | variables, flags)
+    dotenv_layer, dotenv_unused = read_variables(dotenv_variables, models)
+    environment_layer, unused = read_variables(variables, models)
+    flag_layer = read_flags(flags, models, str(cwd))
+    settings: dict[Path, Setting] = {}
+    for layer in (_default_layer(models, file_layer, environ), file_layer, dotenv_layer, environment_layer, flag_layer):
+        settings.update({setting.path: setting for setting in layer.settings})
+        problems += layer.problems
+    named = {name: file_layer.model_names.get(name, DEFAULT) for name in models.tiers}
+    draft = Draft(settings, named, _surroundings(flags, environ, cwd))
+    config, origins = complete(draft)
+    problems += draft.problems
+    if problems:
+        raise ConfigError(in_order(problems))
+    return LoadedConfig(config, origins, file, dotenv, draft.warnings, [*dotenv_unused, *unused])
+
+
+def _surroundings(flags: Mapping[str, object], environ: Mapping[str, str], cwd: FilePath) -> Surroundings:
+    return Surroundings(
+        home=str(paths.home(environ)),
+        output_folder=str(paths.output_dir(environ, cwd)),
+        socket=str(paths.default_socket_path(environ)),
+        is_folder=os.path.isdir,
+        has_backend=_has_backend,
+        public_allowed=bool(flags.get(INSECURE_FLAG)),
+    )
+
+
+def _has_backend(name: str) -> bool:
+    return any(True for _ in entry_points(group=ENTRY_POINT_GROUP, name=name))
+
+
+def _name_all(file_layer: Layer, variables: Mapping[str, Variable], flags: Mapping[str, object]) -> Models:
+    """Every model that any layer names; the starter where none does."""
+    tiers: dict[str, str | None] = {name: name if name in TIERS else None for name in file_layer.model_names}
+    for setting in file_layer.settings:
+        if setting.path[0] == "models" and setting.path[2:] == ("tier",):
+            tiers[setting.path[1]] = str(setting.value)
+    models = Models(tiers)
+    name_models(models, variables.values())
+    for flag, value in flags.items():
+        parts = flag.split(".")
+        if value is not None and parts[0] == "models" and parts[-1] in ("path", "backend"):
+            tiers.setdefault(".".join(parts[1:-1]), None)
+    if not tiers:
+        tiers[paths.STARTER_NAME] = "light"
+    return models
+
+
+def _default_layer(models: Models, file_layer: Layer, environ: Mapping[str, str]) -> Layer:
+    """The starter model's own settings, where it is the one that is served."""
+    if list(models.tiers) != [paths.STARTER_NAME] or file_layer.model_names:
+        return Layer()
+    values: dict[str, object] = {"path": str(paths.starter_model_path(environ)), "tier": "light"}
+    at = ("models", paths.STARTER_NAME)
+    return Layer([Setting((*at, key), value, DEFAULT, "/") for key, value in values.items()])
+
+
+def _variables(environ: Mapping[str, str], cwd: FilePath) -> dict[str, Variable]:
+    return {
+        name: Variable(name, value, Origin("environment", name), str(cwd))
+        for name, value in environ.items()
+        if value.strip()
+    }
+
+
+def _read_dotenv(
+    file: FilePath | None, cwd: FilePath, problems: list[Problem]
+) -> tuple[FilePath | None, dict[str, Variable]]:
+    """The `.env` file beside the configuration file, else in the working directory."""
+    folders = [cwd] if file is None else [file.parent, cwd]
+    path = next((folder / ".env" for folder in folders if _is_there(folder / ".env")), None)
+    if path is None:
+        return None, {}
+    name = shown_name(path, cwd)
+    try:
+        lines, wrong = read_dotenv(_read_text(path, limits.dotenv_file_bytes_max, cwd))
+    except ConfigError as error:
+        problems += [Problem(Origin("dotenv", name), problem.removeprefix(f"{name}: ")) for problem in error.problems]
+        return path, {}
+    problems += [Problem(Origin("dotenv", f"{name}:{line}", line), reason) for line, reason in wrong]
+    return path, {
+        each.name: Variable(
+            each.name, each.value, Origin("dotenv", f"{name}:{each.line} {each.name}", each.line), str(path.parent)
+        )
+        for each in lines
+        if each.value.strip()
+    }

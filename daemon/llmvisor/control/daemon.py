@@ -1,0 +1,163 @@
+"""The daemon as its management sees it: gathers what the parts know, and hands on what people ask."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+
+import msgspec
+
+from llmvisor import __version__
+from llmvisor.broadcast import Hub, Subscription
+from llmvisor.clock import Clock
+from llmvisor.config.layers import LoadedConfig, check_text, config_values
+from llmvisor.control.api import (
+    ConfigValue,
+    DaemonStatus,
+    Event,
+    HealthAnswer,
+    Job,
+    JobRequest,
+    LogLevel,
+    LogRecord,
+    RuntimeStatus,
+)
+from llmvisor.errors import ModelNotFound
+from llmvisor.jobs import Jobs
+from llmvisor.log import LogHub
+from llmvisor.supervision.memory import MemoryBudget
+from llmvisor.supervision.runtime import Runtime
+
+_DOWN = {"error", "unavailable"}
+
+
+class Endpoints(msgspec.Struct):
+    """Where the daemon can be reached, filled in once it is bound."""
+
+    address: str = ""
+    socket: str = ""
+
+
+class DaemonControl:
+    """Implements `control.control.Control`."""
+
+    def __init__(
+        self,
+        *,
+        loaded: LoadedConfig,
+        runtimes: Mapping[str, Runtime],
+        jobs: Jobs,
+        events: Hub[Event],
+        logs: LogHub,
+        memory: MemoryBudget,
+        endpoints: Endpoints,
+        clock: Clock,
+        stop: Callable[[], None],
+    ) -> None:
+        self._loaded = loaded
+        self._runtimes = runtimes
+        self._jobs = jobs
+        self._events = events
+        self._logs = logs
+        self._memory = memory
+        self._endpoints = endpoints
+        self._clock = clock
+        self._stop = stop
+        self._started_at = clock.now().isoformat()
+        self._started = clock.monotonic()
+        self.draining = False
+
+    # ------------------------------------------------------------------------------------------------ status
+
+    def health(self) -> HealthAnswer:
+        timestamp = self._clock.now().strftime("%Y-%m-%dT%H:%M:%SZ")
+        if self.draining:
+            return HealthAnswer("unhealthy", timestamp, ["the daemon is shutting down"])
+        reasons = [
+            f"{runtime.name} is {status.state}: {status.error}"
+            for runtime in self._runtimes.values()
+            if (runtime.config.pinned or runtime.config.preload) and (status := runtime.status()).state in _DOWN
+        ]
+        return HealthAnswer("degraded" if reasons else "healthy", timestamp, reasons)
+
+    def ready(self) -> Sequence[str]:
+        if self.draining:
+            return ["the daemon is shutting down"]
+        return [
+            f"{runtime.name} is {state}"
+            for runtime in self._runtimes.values()
+            if runtime.config.preload and (state := runtime.status().state) not in {"loaded", "busy"}
+        ]
+
+    def daemon_status(self) -> DaemonStatus:
+        runtimes = self.runtimes()
+        health = self.health()
+        file = self._loaded.file
+        return DaemonStatus(
+            version=__version__,
+            pid=os.getpid(),
+            started_at=self._started_at,
+            uptime_seconds=self._clock.monotonic() - self._started,
+            address=self._endpoints.address,
+            socket=self._endpoints.socket,
+            config_file=str(file) if file else None,
+            health=health.status,
+            reasons=health.reasons,
+            memory_limit=self._memory.limit_bytes,
+            memory_used=sum(status.memory or 0 for status in runtimes),
+            in_flight=sum(runtime.in_flight for runtime in self._runtimes.values()),
+            log_dropped=self._logs.dropped,
+            runtimes=runtimes,
+            jobs=[job for job in self._jobs.all() if job.ended_at is None],
+        )
+
+    def runtimes(self) -> list[RuntimeStatus]:
+        return [runtime.status() for runtime in self._runtimes.values()]
+
+    def runtime(self, model: str) -> RuntimeStatus:
+        if model not in self._runtimes:
+            raise ModelNotFound(f"the model '{model}' does not exist", param="model")
+        return self._runtimes[model].status()
+
+    # ------------------------------------------------------------------------------------------------ jobs
+
+    def submit_job(self, request: JobRequest) -> Job:
+        return self._jobs.submit(request)
+
+    def jobs(self) -> list[Job]:
+        return self._jobs.all()
+
+    def job(self, job_id: str) -> Job:
+        return self._jobs.get(job_id)
+
+    def watch_job(self, job_id: str) -> AbstractContextManager[Subscription[Job]]:
+        return self._jobs.watch(job_id)
+
+    def cancel_job(self, job_id: str) -> Job:
+        return self._jobs.cancel(job_id)
+
+    def forget_job(self, job_id: str) -> None:
+        self._jobs.forget(job_id)
+
+    # ------------------------------------------------------------------------------------------------ events and logs
+
+    def subscribe_events(self) -> AbstractContextManager[Subscription[Event]]:
+        return self._events.subscribe()
+
+    def recent_logs(self, *, model: str | None, level: LogLevel) -> list[LogRecord]:
+        return self._logs.recent(model, level)
+
+    def subscribe_logs(self) -> AbstractContextManager[Subscription[LogRecord]]:
+        return self._logs.hub.subscribe()
+
+    # ------------------------------------------------------------------------------------------------ configuration
+
+    def config_values(self) -> Iterator[ConfigValue]:
+        return config_values(self._loaded)
+
+    def check_config(self, text: str, name: str) -> list[str]:
+        return check_text(text, name)
+
+    def shutdown(self) -> None:
+        self._stop()

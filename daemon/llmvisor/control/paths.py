@@ -1,0 +1,49 @@
+"""Where the control socket is. Standard library only: `llmctl` imports it, and has to start fast."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+SOCKET_NAME = "control.sock"
+
+
+def home(environ: Mapping[str, str]) -> Path:
+    """The person's home folder."""
+    return Path(environ["HOME"]) if environ.get("HOME") else Path.home()
+
+
+def first_folder(value: str | None) -> Path | None:
+    """The first of the folders that systemd may name in one variable, separated by colons."""
+    return Path(value.split(":")[0]) if value and value.split(":")[0] else None
+
+
+def data_dir(environ: Mapping[str, str]) -> Path:
+    """The folder of models and of what has to survive a restart of the machine.
+
+    $LLMVISOR_DATA_DIR, else $STATE_DIRECTORY (a systemd service), else $XDG_DATA_HOME/llmvisor, else
+    ~/.local/share/llmvisor.
+    """
+    if explicit := environ.get("LLMVISOR_DATA_DIR"):
+        return Path(explicit)
+    if (state := first_folder(environ.get("STATE_DIRECTORY"))) is not None:
+        return state
+    if base := environ.get("XDG_DATA_HOME"):
+        return Path(base) / "llmvisor"
+    return home(environ) / ".local" / "share" / "llmvisor"
+
+
+def default_socket_path(environ: Mapping[str, str], *, user_id: int | None = None) -> Path:
+    """The control socket where configuration does not say.
+
+    $RUNTIME_DIRECTORY/control.sock (a systemd service), else $XDG_RUNTIME_DIR/llmvisor/control.sock, else
+    /run/llmvisor/control.sock for root, else run/control.sock in the data folder. Pure: creates nothing.
+    """
+    if (runtime := first_folder(environ.get("RUNTIME_DIRECTORY"))) is not None:
+        return runtime / SOCKET_NAME
+    if base := environ.get("XDG_RUNTIME_DIR"):
+        return Path(base) / "llmvisor" / SOCKET_NAME
+    if (os.getuid() if user_id is None else user_id) == 0:
+        return Path("/run/llmvisor") / SOCKET_NAME
+    return data_dir(environ) / "run" / SOCKET_NAME

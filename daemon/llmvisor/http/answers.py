@@ -1,0 +1,32 @@
+"""Answers that are one JSON object, errors above all."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+from aiohttp import web
+
+from llmvisor.control.api import ErrorAnswer, ErrorBody
+from llmvisor.errors import LlmvisorError
+
+ENCODER = msgspec.json.Encoder()
+
+
+def json_answer(value: object, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    """A Struct (or what msgspec encodes) as an answer."""
+    return web.Response(
+        body=ENCODER.encode(value), status=status, headers={"Content-Type": "application/json", **(headers or {})}
+    )
+
+
+def error_body(error: LlmvisorError) -> ErrorAnswer:
+    return ErrorAnswer(ErrorBody(message=str(error), type=error.type, code=error.code, param=error.param))
+
+
+def error_answer(error: LlmvisorError) -> web.Response:
+    """An error with its status, and when to come back where that is known."""
+    headers: dict[str, str] = {}
+    if error.retry_after_seconds is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_seconds)))
+    return json_answer(error_body(error), status=error.status, headers=headers)

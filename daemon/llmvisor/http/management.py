@@ -1,0 +1,171 @@
+"""The management paths: what `llmctl` talks to. They answer on the Unix socket alone.
+
+Names of models are resolved here, so that `llmctl load light` means the same as a request for `light`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, get_args
+
+import msgspec
+from aiohttp import web
+from msgspec import Meta
+
+from llmvisor import limits
+from llmvisor.control.api import Job, JobParams, JobRequest, JobState, ListAnswer, ModelState, ModelStatus
+from llmvisor.errors import InvalidRequest
+from llmvisor.http.answers import ENCODER, json_answer
+from llmvisor.http.body import read_struct
+from llmvisor.http.decode import BodyDecoder, shown
+from llmvisor.http.front import FRONT
+
+_JOB = BodyDecoder(JobRequest)
+
+
+class ConfigCheck(msgspec.Struct, forbid_unknown_fields=True):
+    text: Annotated[str, Meta(max_length=limits.config_file_bytes_max)]
+    name: str = "config.yaml"
+    """What the messages call it."""
+
+
+class ConfigCheckAnswer(msgspec.Struct):
+    valid: bool
+    problems: list[str]
+
+
+class ShutdownAnswer(msgspec.Struct):
+    status: str
+
+
+_CHECK = BodyDecoder(ConfigCheck)
+
+
+async def status(request: web.Request) -> web.Response:
+    """All that `llmctl status` shows."""
+    return json_answer(request.app[FRONT].control.daemon_status())
+
+
+async def runtimes(request: web.Request) -> web.Response:
+    return _listed(request.app[FRONT].control.runtimes())
+
+
+async def runtime(request: web.Request) -> web.Response:
+    front = request.app[FRONT]
+    return json_answer(front.control.runtime(front.resolve(request.match_info["id"])))
+
+
+async def restart_runtime(request: web.Request) -> web.Response:
+    """A job that unloads and loads again; earlier crashes are forgotten."""
+    front = request.app[FRONT]
+    params = JobParams(model=front.resolve(request.match_info["id"]), restart=True)
+    return json_answer(front.control.submit_job(JobRequest(type="load", params=params)), status=202)
+
+
+async def models(request: web.Request) -> web.Response:
+    """Filters `type`, `state`, `service`, `tier` and `q` (a part of id or alias); pages of `limit` after `cursor`."""
+    query = request.query
+    state = _one_of(query.get("state"), get_args(ModelState), "state")
+    wanted = {"type": query.get("type"), "state": state, "service": query.get("service"), "tier": query.get("tier")}
+    found = [
+        model
+        for model in request.app[FRONT].service.models()
+        if all(value is None or getattr(model, name) == value for name, value in wanted.items())
+        and _contains(model, query.get("q", "").lower())
+    ]
+    if (cursor := query.get("cursor")) is not None:
+        found = _after(found, cursor)
+    limit = _count(query.get("limit"), "limit", limits.list_items_max)
+    page = found[:limit]
+    return _listed(page, next_cursor=page[-1].id if page and len(page) < len(found) else None)
+
+
+async def model(request: web.Request) -> web.Response:
+    return json_answer(request.app[FRONT].model(request.match_info["name"]))
+
+
+async def submit_job(request: web.Request) -> web.Response:
+    front = request.app[FRONT]
+    asked = await read_struct(request, _JOB, front.settings)
+    params = msgspec.structs.replace(asked.params, model=front.resolve(asked.params.model))
+    return json_answer(front.control.submit_job(msgspec.structs.replace(asked, params=params)), status=202)
+
+
+async def jobs(request: web.Request) -> web.Response:
+    """Newest first; filters `state`, `type` and `model`, and the first `limit` of those."""
+    front, query = request.app[FRONT], request.query
+    state = _one_of(query.get("state"), get_args(JobState), "state")
+    named = query.get("model")
+    name = None if named is None else front.resolve(named)
+    found = [
+        job
+        for job in front.control.jobs()
+        if state in {None, job.state} and query.get("type") in {None, job.type} and name in {None, job.params.model}
+    ]
+    return _listed(found[: _count(query.get("limit"), "limit", limits.list_items_max)])
+
+
+async def job(request: web.Request) -> web.Response:
+    return json_answer(request.app[FRONT].control.job(request.match_info["id"]))
+
+
+async def cancel_job(request: web.Request) -> web.Response:
+    return json_answer(request.app[FRONT].control.cancel_job(request.match_info["id"]), status=202)
+
+
+async def forget_job(request: web.Request) -> web.Response:
+    request.app[FRONT].control.forget_job(request.match_info["id"])
+    return web.Response(status=204)
+
+
+async def config(request: web.Request) -> web.Response:
+    """Every effective value, and who set it."""
+    return _listed(request.app[FRONT].control.config_values())
+
+
+async def check_config(request: web.Request) -> web.Response:
+    """What is wrong with a configuration file, without applying it."""
+    front = request.app[FRONT]
+    asked = await read_struct(request, _CHECK, front.settings)
+    problems = front.control.check_config(asked.text, asked.name)
+    return json_answer(ConfigCheckAnswer(valid=not problems, problems=problems))
+
+
+async def shutdown(request: web.Request) -> web.Response:
+    """Drain and stop; the answer says that it has begun."""
+    request.app[FRONT].control.shutdown()
+    return json_answer(ShutdownAnswer("stopping"), status=202)
+
+
+def ended(change: Job) -> bool:
+    return change.state in {"cancelled", "succeeded", "failed"}
+
+
+def _listed(items: Iterable[object], *, next_cursor: str | None = None) -> web.Response:
+    data = [msgspec.Raw(ENCODER.encode(item)) for item in items]
+    return json_answer(ListAnswer(data, next_cursor=next_cursor))
+
+
+def _contains(model: ModelStatus, text: str) -> bool:
+    return any(text in name.lower() for name in (model.id, *model.aliases))
+
+
+def _after(found: list[ModelStatus], cursor: str) -> list[ModelStatus]:
+    for place, item in enumerate(found):
+        if item.id == cursor:
+            return found[place + 1 :]
+    raise InvalidRequest(f"cursor: there is no {shown(cursor)} in this list", param="cursor")
+
+
+def _one_of(value: str | None, allowed: tuple[str, ...], param: str) -> str | None:
+    if value is not None and value not in allowed:
+        raise InvalidRequest(f"{param}: expected one of {', '.join(allowed)}, found {shown(value)}", param=param)
+    return value
+
+
+def _count(value: str | None, param: str, most: int) -> int:
+    if value is None:
+        return most
+    if not value.isascii() or not value.isdigit() or not 1 <= int(value[:9]) <= most:
+        raise InvalidRequest(f"{param}: expected 1 to {most}, found {shown(value)}", param=param)
+    return int(value)

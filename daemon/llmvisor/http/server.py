@@ -1,0 +1,228 @@
+"""The application: its routes, and what every request passes on its way in and out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable
+
+import structlog
+from aiohttp import web
+
+from llmvisor import limits
+from llmvisor.clock import Clock
+from llmvisor.control.control import Control
+from llmvisor.errors import BodyTooLarge, InvalidRequest, LlmvisorError, MethodNotAllowed, NotFound
+from llmvisor.http import feeds, health, management
+from llmvisor.http import guard as rules
+from llmvisor.http.answers import error_answer
+from llmvisor.http.connections import FrontRunner
+from llmvisor.http.front import FRONT, MODEL, ORIGIN, REQUEST_ID, Front, Resolve
+from llmvisor.http.generation import unexpected
+from llmvisor.http.ids import Ids
+from llmvisor.http.openai.chat import chat_completions
+from llmvisor.http.openai.completions import completions
+from llmvisor.http.openai.models import list_models, show_model
+from llmvisor.http.openai.tokenize import apply_template, detokenize, tokenize
+from llmvisor.http.settings import HttpSettings
+from llmvisor.services.service import Service
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+GUARD = web.AppKey("guard", rules.Guard)
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@,-]{1,%d}" % limits.request_id_chars_max, re.ASCII)
+_HEADER_NAMES = re.compile(r"[A-Za-z0-9_,\s-]{0,2048}", re.ASCII)
+_EXPOSED = "X-Request-Id, X-LLMVISOR-Model, X-LLMVISOR-Cache, X-LLMVISOR-Queue-Ms, X-LLMVISOR-Load-Ms, Retry-After"
+_CLIENT_GONE = 499
+_logger = structlog.get_logger("llmvisor.http")
+
+
+def build_app(
+    *, service: Service, control: Control, settings: HttpSettings, clock: Clock, ids: Ids, resolve: Resolve
+) -> web.Application:
+    """The application that serves the TCP port and the Unix socket. `resolve` finds the model of a request's name."""
+    app = web.Application(middlewares=[observe, guard], client_max_size=settings.max_body_bytes)
+    app[FRONT] = Front(service=service, control=control, settings=settings, clock=clock, ids=ids, resolve=resolve)
+    app[GUARD] = rules.Guard.of(settings)
+    app.on_response_prepare.append(_stamp)
+    app.router.add_routes(_inference())
+    app.router.add_routes(_management())
+    return app
+
+
+def _inference() -> list[web.RouteDef]:
+    return [
+        web.post("/v1/chat/completions", chat_completions),
+        web.post("/v1/completions", completions),
+        web.get("/v1/models", list_models),
+        web.get("/v1/models/{id:.+}", show_model),
+        web.post("/tokenize", tokenize),
+        web.post("/detokenize", detokenize),
+        web.post("/apply-template", apply_template),
+        web.get("/health", health.health),
+        web.get("/livez", health.livez),
+        web.get("/readyz", health.readyz),
+    ]
+
+
+def _management() -> list[web.RouteDef]:
+    """On the Unix socket alone. Ids of models may have a slash in them."""
+    return [
+        web.get("/llm/status", management.status),
+        web.get("/llm/runtimes", management.runtimes),
+        web.post("/llm/runtimes/{id:.+}/restart", management.restart_runtime),
+        web.get("/llm/runtimes/{id:.+}", management.runtime),
+        web.get("/llm/models", management.models),
+        web.get("/llm/models/{name:.+}", management.model),
+        web.post("/jobs", management.submit_job),
+        web.get("/jobs", management.jobs),
+        web.get("/jobs/{id}", management.job),
+        web.delete("/jobs/{id}", management.forget_job),
+        web.get("/jobs/{id}/events", feeds.job_events, allow_head=False),
+        web.post("/jobs/{id}/cancel", management.cancel_job),
+        web.get("/logs", feeds.logs, allow_head=False),
+        web.get("/events", feeds.state_events, allow_head=False),
+        web.get("/config", management.config),
+        web.post("/config/check", management.check_config),
+        web.post("/shutdown", management.shutdown),
+    ]
+
+
+def runner(app: web.Application) -> web.AppRunner:
+    """What binds the application's sites, every bound spelled out: aiohttp's own defaults are too generous."""
+    settings = app[FRONT].settings
+    return FrontRunner(
+        app,
+        connections_max=settings.connections_max,
+        access_log=None,
+        keepalive_timeout=settings.keepalive_seconds,
+        lingering_time=settings.lingering_seconds,
+        handler_cancellation=True,
+        shutdown_timeout=settings.handler_cleanup_seconds,
+        max_line_size=settings.header_bytes_max,
+        max_field_size=settings.header_bytes_max,
+        max_headers=limits.header_lines_max,
+        auto_decompress=False,
+    )
+
+
+@web.middleware
+async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """The request's id, every error as JSON, and one line of log for each request."""
+    front = request.app[FRONT]
+    begun = front.clock.monotonic()
+    given = request.headers.get("X-Request-Id", "")
+    request[REQUEST_ID] = given if _REQUEST_ID.fullmatch(given) else front.ids.new("req_")
+    status = _CLIENT_GONE
+    # aiohttp runs each request in a task of its own, so this binds nothing for the next one.
+    structlog.contextvars.bind_contextvars(request_id=request[REQUEST_ID])
+    try:
+        response = await _answered(request, handler)
+        status = response.status
+        return response
+    finally:
+        _log_access(request, status, front.clock.monotonic() - begun)
+
+
+async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except LlmvisorError as error:
+        response = error_answer(error)
+        return response
+    except web.HTTPException as error:
+        return _framework_answer(request, error)
+    except ConnectionError:
+        raise  # the client has gone
+    except Exception:  # a bug: told without its traceback, logged with it
+        _logger.exception("a request failed", method=request.method, path=request.path)
+        return error_answer(unexpected(request))
+
+
+def _framework_answer(request: web.Request, error: web.HTTPException) -> web.Response:
+    """aiohttp's own refusals, in our form."""
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        allowed = ", ".join(sorted(error.allowed_methods))
+        response = error_answer(MethodNotAllowed(f"{request.method} is not allowed here, only {allowed}"))
+        response.headers["Allow"] = allowed
+        return response
+    if isinstance(error, web.HTTPNotFound):
+        return error_answer(_not_found(request))
+    if isinstance(error, web.HTTPRequestEntityTooLarge):
+        return error_answer(BodyTooLarge("the body is too large"))
+    refused = InvalidRequest(error.reason)
+    response = error_answer(refused)
+    response.set_status(error.status)
+    return response
+
+
+@web.middleware
+async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Host, Origin and Content-Type, before anything of the body is read. Raises what is refused."""
+    transport = request.transport
+    sockname = transport.get_extra_info("sockname") if transport is not None else None
+    if isinstance(sockname, tuple):  # TCP; the Unix socket has a path, and no browsers
+        if preflight := _check_tcp(request, str(sockname[0])):  # pyright: ignore[reportUnknownArgumentType]
+            return preflight
+    if request.match_info.http_exception is None and request.method not in {"GET", "HEAD", "OPTIONS", "DELETE"}:
+        if request.body_exists or isinstance(sockname, tuple):
+            headers = request.headers
+            rules.check_content_type(headers.getall("Content-Type", []), headers.get("Content-Encoding"))
+    return await handler(request)
+
+
+def _check_tcp(request: web.Request, local_address: str) -> web.Response | None:
+    """Raises what is refused; the answer to a preflight of an allowed origin."""
+    headers = request.headers
+    checks = request.app[GUARD]
+    checks.check_host(headers.getall("Host", []), request.host, local_address)
+    origins = headers.getall("Origin", [])
+    if origins or "Sec-Fetch-Site" in headers:
+        origin = checks.check_origin(origins, headers.get("Sec-Fetch-Site"), request.host)
+        if origin is not None:
+            request[ORIGIN] = origin
+    if rules.is_management(request.path):
+        raise _not_found(request)
+    if request.method == "OPTIONS" and ORIGIN in request and "Access-Control-Request-Method" in headers:
+        return _preflight(request)
+    return None
+
+
+def _preflight(request: web.Request) -> web.Response:
+    asked = request.headers.get("Access-Control-Request-Headers", "")
+    headers = {
+        "Access-Control-Allow-Methods": "GET, POST, OPTIONS",
+        "Access-Control-Allow-Headers": asked if _HEADER_NAMES.fullmatch(asked) else "Content-Type, Authorization",
+        "Access-Control-Max-Age": str(limits.cors_preflight_seconds),
+    }
+    if request.headers.get("Access-Control-Request-Private-Network") == "true":
+        headers["Access-Control-Allow-Private-Network"] = "true"
+    return web.Response(status=204, headers=headers)
+
+
+async def _stamp(request: web.Request, response: web.StreamResponse) -> None:
+    """The headers of every answer, streams too."""
+    headers = response.headers
+    headers["Server"] = "llmvisor"
+    headers["X-Content-Type-Options"] = "nosniff"
+    if (request_id := request.get(REQUEST_ID)) is not None:
+        headers["X-Request-Id"] = request_id
+    if (origin := request.get(ORIGIN)) is not None:
+        headers["Access-Control-Allow-Origin"] = origin
+        headers["Access-Control-Expose-Headers"] = _EXPOSED
+        headers["Vary"] = "Origin"
+
+
+def _not_found(request: web.Request) -> NotFound:
+    return NotFound(f"there is nothing at {request.path[:200]}")
+
+
+def _log_access(request: web.Request, status: int, seconds: float) -> None:
+    log = _logger.info if request.method == "POST" else _logger.debug
+    log(
+        "request",
+        method=request.method,
+        path=request.path,
+        status=status,
+        ms=round(seconds * 1000, 3),
+        model=request.get(MODEL),
+    )

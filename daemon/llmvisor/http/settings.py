@@ -1,0 +1,28 @@
+"""What a person may set of the HTTP front, and the bounds that tests shorten."""
+
+from __future__ import annotations
+
+import msgspec
+
+from llmvisor import limits
+
+
+class HttpSettings(msgspec.Struct, frozen=True):
+    """Given once, when the application is built."""
+
+    host: str = "127.0.0.1"
+    """What the TCP port is bound to; a name or address that clients may put into Host."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names beyond loopback and the bound address."""
+    cors_origins: tuple[str, ...] = ("loopback",)
+    """`loopback`, `*`, or origins such as `https://app.example`."""
+    max_body_bytes: int = 32 * 1024 * 1024
+    keepalive_seconds: float = limits.keepalive_seconds
+    lingering_seconds: float = limits.lingering_seconds
+    body_seconds_max: float = limits.body_seconds_max
+    body_bytes_per_second_min: int = limits.body_bytes_per_second_min
+    header_bytes_max: int = limits.header_bytes_max
+    connections_max: int = limits.connections_max
+    heartbeat_seconds: float = limits.heartbeat_seconds
+    write_stall_seconds_max: float = limits.write_stall_seconds_max
+    handler_cleanup_seconds: float = limits.handler_cleanup_seconds

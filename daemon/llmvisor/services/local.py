@@ -1,0 +1,116 @@
+"""The local service: the models that this daemon's own workers serve."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from llmvisor.clock import Clock
+from llmvisor.config.tree import ModelConfig
+from llmvisor.control.api import ModelStatus
+from llmvisor.errors import InternalError, ModelNotFound
+from llmvisor.models.catalogue import Catalogue, file_signature
+from llmvisor.services.service import Generation, Stream
+from llmvisor.supervision.runtime import Runtime
+from llmvisor_runtimes.protocol import ApplyTemplate, ChatPrompt, Detokenize, Prompt, Text, Tokenize, Tokens
+
+
+class LocalService:
+    """Each model's runtime, behind the interface of every service."""
+
+    name = "local"
+
+    def __init__(self, runtimes: Mapping[str, Runtime], catalogue: Catalogue, clock: Clock) -> None:
+        self._runtimes = runtimes
+        self._catalogue = catalogue
+        self._clock = clock
+        self.last_request_at = clock.monotonic()
+        """When a request last came or ended, as far as `idle_since` saw it."""
+
+    def runtime(self, model: str) -> Runtime:
+        """Raises `ModelNotFound`."""
+        runtime = self._runtimes.get(model)
+        if runtime is None:
+            raise ModelNotFound(f"the model '{model}' does not exist", param="model")
+        return runtime
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that wait or run, over all models."""
+        return sum(runtime.in_flight for runtime in self._runtimes.values())
+
+    def idle_since(self) -> float:
+        """The monotonic time since when there was no request at all."""
+        if self.in_flight:
+            self.last_request_at = self._clock.monotonic()
+        return self.last_request_at
+
+    def models(self) -> list[ModelStatus]:
+        return [self.model(name) for name in self._runtimes]
+
+    def model(self, name: str) -> ModelStatus:
+        runtime = self.runtime(name)
+        return model_status(runtime.config, runtime, self._catalogue)
+
+    def generate(self, model: str, generation: Generation) -> Stream:
+        self.last_request_at = self._clock.monotonic()
+        return self.runtime(model).generate(generation)
+
+    async def tokenize(self, model: str, prompt: Prompt, *, add_special: bool, parse_special: bool) -> Tokens:
+        self.last_request_at = self._clock.monotonic()
+        answer = await self.runtime(model).call(
+            lambda call_id: Tokenize(call_id, prompt, add_special=add_special, parse_special=parse_special)
+        )
+        if not isinstance(answer, Tokens):
+            raise InternalError("the worker answered tokenize with something else")
+        return answer
+
+    async def detokenize(self, model: str, tokens: list[int]) -> str:
+        self.last_request_at = self._clock.monotonic()
+        return _text(await self.runtime(model).call(lambda call_id: Detokenize(call_id, tokens)))
+
+    async def apply_template(self, model: str, prompt: ChatPrompt) -> str:
+        self.last_request_at = self._clock.monotonic()
+        return _text(await self.runtime(model).call(lambda call_id: ApplyTemplate(call_id, prompt)))
+
+
+def _text(answer: Tokens | Text | None) -> str:
+    if not isinstance(answer, Text):
+        raise InternalError("the worker answered a question for text with something else")
+    return answer.text
+
+
+def model_id(name: str, config: ModelConfig) -> str:
+    """`tier/name` for a model with a tier, else its name."""
+    return f"{config.tier}/{name}" if config.tier else name
+
+
+def model_status(config: ModelConfig, runtime: Runtime, catalogue: Catalogue) -> ModelStatus:
+    """All that is known of a model: configuration, then its file, then what the worker said."""
+    name, info, header = runtime.name, runtime.info, catalogue.header(runtime.name)
+    signature = file_signature(config)
+    runtime_status = runtime.status()
+    return ModelStatus(
+        id=model_id(name, config),
+        name=name,
+        tier=config.tier,
+        aliases=config.aliases,
+        service=LocalService.name,
+        backend=runtime_status.backend,
+        state=runtime_status.state,
+        type=header.type if header else "llm",
+        path=config.path,
+        size=signature.size if signature else None,
+        architecture=info.architecture if info else header.architecture if header else None,
+        quantization=info.quantization if info else header.quantization if header else None,
+        parameters=info.parameters if info else header.parameters if header else None,
+        context_length=info.context_length if info else header.context_length if header else None,
+        n_ctx=info.n_ctx if info else config.n_ctx,
+        capabilities=info.capabilities if info else [],
+        chat_template_sha256=info.chat_template_sha256 if info else header.chat_template_sha256 if header else None,
+        memory_estimated=catalogue.memory_estimated(name),
+        loaded_at=runtime.loaded_at,
+        created=signature.modified_ns // 10**9 if signature else 0,
+        error=runtime_status.error,
+        pinned=config.pinned,
+        preload=config.preload,
+    )

@@ -1,0 +1,411 @@
+"""The actor of one model: carries out what the scheduler decides, and tells it what happens.
+
+It lives on the event loop's thread and every public method runs to its end in one go, so the scheduler sees one event
+after another and nobody else touches its state. Effects that lead to further events queue up behind the first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import deque
+from collections.abc import Callable
+
+from llmvisor import limits
+from llmvisor.config.tree import ModelConfig
+from llmvisor.control.api import RuntimeStatus
+from llmvisor.errors import InsufficientMemory, InvalidRequest, LlmvisorError, ModelLoadFailed
+from llmvisor.log import get_logger
+from llmvisor.services.service import Generation
+from llmvisor.supervision.reaper import WorkerExit
+from llmvisor.supervision.requests import Arrival, RequestTable
+from llmvisor.supervision.restart import RestartPolicy
+from llmvisor.supervision.scheduler import (
+    Changed,
+    Effect,
+    Grant,
+    Refuse,
+    Scheduler,
+    SchedulerSettings,
+    StartWorker,
+    StopWorker,
+    Ticket,
+)
+from llmvisor.supervision.setup import RuntimeSetup
+from llmvisor.supervision.spawn import WorkerSpec
+from llmvisor.supervision.state import HAS_WORKER, State
+from llmvisor.supervision.status import Facts, runtime_status
+from llmvisor.supervision.stream import Call, GenerationStream, Request, refusal_error
+from llmvisor.supervision.watch import ProgressWatch
+from llmvisor.supervision.worker import Worker
+from llmvisor_runtimes.protocol import (
+    PROTOCOL_VERSION,
+    Cancel,
+    Command,
+    Failed,
+    Generate,
+    Hello,
+    Load,
+    Loaded,
+    LoadFailed,
+    LoadProgress,
+    ModelInfo,
+    ProtocolViolation,
+    Report,
+    Step,
+    Text,
+    Tick,
+    Tokens,
+)
+
+EXIT_PERMANENT = 78
+"""EX_CONFIG: the worker says that starting it again is of no use."""
+
+
+class Runtime:
+    """One model's worker, its requests and its life."""
+
+    def __init__(self, name: str, config: ModelConfig, setup: RuntimeSetup) -> None:
+        self.name = name
+        self.config = config
+        self.loaded_at: str | None = None
+        self._setup = setup
+        self._log = get_logger(__name__).bind(model=name)
+        self._scheduler = _scheduler(config, setup.random)
+        self._sampling = config.sampling_defaults()
+        self._ids = itertools.count(1)
+        self._requests = RequestTable()
+        self._effects: deque[Effect] = deque()
+        self._applying = False
+        self._worker: Worker | None = None
+        self._watch: ProgressWatch | None = None
+        self._stop_asked: StopWorker | None = None
+        self._start_task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._failed_signature: object = None
+        self._facts = Facts(name, config.tier, config.backend or "", since=setup.clock.now().isoformat())
+        self._published_at = 0.0
+        self._changed = asyncio.Event()
+        self._ready_at = 0.0
+
+    # ------------------------------------------------------------------------------------------------ what people ask
+
+    @property
+    def state(self) -> State:
+        return self._scheduler.state
+
+    def generate(self, generation: Generation) -> GenerationStream:
+        """Begin a generation. Whatever goes wrong is raised by iterating over it."""
+        request_id = next(self._ids)
+
+        def command() -> Command:
+            maximum = self.config.max_tokens if generation.max_tokens is None else generation.max_tokens
+            return Generate(
+                id=request_id,
+                request_id=generation.request_id,
+                prompt=generation.prompt,
+                sampling=generation.sampling.over(self._sampling),
+                n=generation.n,
+                max_tokens=maximum,
+                stop=generation.stop,
+                logprobs=generation.logprobs,
+                echo=generation.echo,
+                ignore_eos=generation.ignore_eos,
+                cache_prompt=generation.cache_prompt,
+            )
+
+        stream = GenerationStream(request_id, command=command, send=self._send, leave=self._leave)
+        self._submit(stream, weight=generation.n, keep_alive_seconds=generation.keep_alive_seconds)
+        return stream
+
+    async def call(self, command: Callable[[int], Command] | None) -> Tokens | Text | None:
+        """One question to the worker, given the id to ask it under; None just waits until the model is loaded.
+
+        Raises an `LlmvisorError`.
+        """
+        request_id = next(self._ids)
+        call = Call(request_id, command=None if command is None else command(request_id), leave=self._leave)
+        self._submit(call, weight=0, keep_alive_seconds=None)
+        return await call.result()
+
+    def load(self) -> None:
+        """Load the model although no request wants it."""
+        self._apply(self._scheduler.load_wanted(self._now()))
+
+    def unload(self, *, force: bool = False) -> None:
+        self._apply(self._scheduler.unload_wanted(self._now(), force=force))
+
+    def reset(self) -> None:
+        """Forget earlier crashes, so that an unavailable model may be tried again."""
+        self._apply(self._scheduler.reset(self._now()))
+
+    def shutdown(self) -> None:
+        """Start nothing any more, let what runs finish, and go."""
+        self._apply(self._scheduler.shutdown(self._now()))
+
+    def end_requests(self, error: LlmvisorError) -> None:
+        """End everything that is in flight with this error."""
+        for request in self._requests.all():
+            request.fail(error)
+            self._leave(request.id)
+
+    @property
+    def info(self) -> ModelInfo | None:
+        """What the model is, while it is loaded."""
+        return self._facts.info
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that wait or run."""
+        return self._scheduler.queued + self._scheduler.running
+
+    async def wait_while(self, *states: State) -> State:
+        """Wait until the runtime is in none of these states, and give the one that it is in."""
+        while self.state in states:
+            await self._changed.wait()
+        return self.state
+
+    # ------------------------------------------------------------------------------------------------ requests
+
+    def _submit(self, request: Request, *, weight: int, keep_alive_seconds: float | None) -> None:
+        now = self._now()
+        if self.state is State.FAILED and self._signature() != self._failed_signature:
+            self._log.info("the model's file has changed; trying it again")
+            self.reset()
+        self._requests.add(request, Arrival(now, self.state is State.READY))
+        ticket = Ticket(request.id, weight, now)
+        self._apply(self._scheduler.submit(ticket, keep_alive_seconds=keep_alive_seconds))
+
+    def _grant(self, request_id: int) -> None:
+        request, arrival = self._requests[request_id], self._requests.granted(request_id)
+        if isinstance(request, GenerationStream):
+            request.queue_ms = (self._now() - arrival.at) * 1000
+            request.load_ms = 0.0 if arrival.model_ready else max(0.0, self._ready_at - arrival.at) * 1000
+        try:
+            command = request.command()
+            if command is not None:
+                self._send(command)
+                return
+        except ValueError as error:
+            request.fail(InvalidRequest(f"the request is too large for the worker: {error}"))
+        if isinstance(request, Call):
+            request.answer(None)
+        self._end(request_id)
+
+    def _end(self, request_id: int) -> None:
+        self._requests.remove(request_id)
+        self._apply(self._scheduler.ended(request_id, self._now()))
+
+    def _leave(self, request_id: int) -> None:
+        """Whoever asked is gone."""
+        if request_id not in self._requests:
+            return
+        if self._requests.waits(request_id):
+            self._requests.remove(request_id)
+            self._apply(self._scheduler.withdrawn(request_id, self._now()))
+        elif self._requests.leave(request_id):
+            # Its place is free only when the worker says that it has let go of it.
+            self._send(Cancel(request_id))
+
+    def _refuse(self, refusal: Refuse) -> None:
+        request = self._requests.remove(refusal.id)
+        if request is not None:
+            request.fail(refusal_error(self.name, refusal))
+
+    # ------------------------------------------------------------------------------------------------ effects
+
+    def _apply(self, effects: list[Effect]) -> None:
+        self._effects.extend(effects)
+        if self._applying:
+            return
+        self._applying = True
+        try:
+            while self._effects:
+                self._carry_out(self._effects.popleft())
+        finally:
+            self._applying = False
+        self._set_timer()
+
+    def _carry_out(self, effect: Effect) -> None:
+        match effect:
+            case Grant(request_id):
+                self._grant(request_id)
+            case Refuse():
+                self._refuse(effect)
+            case StartWorker():
+                self._stop_asked = None
+                self._start_task = asyncio.get_running_loop().create_task(self._start(), name=f"start {self.name}")
+            case StopWorker(rung, reason):
+                self._stop_asked = effect
+                if self._worker is not None:
+                    self._worker.stop(rung, reason)
+            case Changed(old, new):
+                self._enter(old, new)
+
+    def _enter(self, old: State, new: State) -> None:
+        self._facts.since = self._setup.clock.now().isoformat()
+        if new is State.FAILED:
+            self._failed_signature = self._signature()
+        if new not in HAS_WORKER:
+            self._facts.progress = self._facts.tick = self._facts.info = self.loaded_at = None
+        say = self._log.warning if new in {State.BACKOFF, State.FAILED} else self._log.info
+        reason = self._scheduler.error if new in {State.BACKOFF, State.FAILED} else None
+        say(f"{old.value} → {new.value}", **({"reason": reason} if reason else {}))
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+        self._publish()
+
+    def _set_timer(self) -> None:
+        wakes = [self._scheduler.next_wake(), self._watch.deadline() if self._watch is not None else None]
+        wake = min((w for w in wakes if w is not None), default=None)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if wake is not None:
+            delay = max(0.0, wake - self._now())
+            self._timer = asyncio.get_running_loop().call_later(delay, self._wake)
+
+    def _wake(self) -> None:
+        now = self._now()
+        self._apply(self._scheduler.wake(now))
+        if self._watch is not None and (reason := self._watch.hung(now)) is not None:
+            self._watch = None
+            self._apply(self._scheduler.hung(reason))
+        self._set_timer()
+
+    # ------------------------------------------------------------------------------------------------ the worker
+
+    async def _start(self) -> None:
+        try:
+            await self._setup.admit(self.name)
+            if self._stop_asked is not None:
+                self._gone(self._stop_asked.reason)
+                return
+            backend = self.config.backend or ""
+            self._watch = ProgressWatch(stall_seconds=self.config.stall_timeout, now=self._now())
+            spec = WorkerSpec(model=self.name, backend=backend, python=self._setup.python(backend), env=self.config.env)
+            self._worker = await self._setup.start_worker(
+                spec, on_report=self._on_report, on_line=self._on_line, on_exit=self._on_exit
+            )
+            self._facts.pid = self._worker.pid
+            self._log.info("worker started", pid=self._worker.pid, backend=backend)
+            if self._stop_asked is not None:
+                self._worker.stop(self._stop_asked.rung, self._stop_asked.reason)
+            self._set_timer()
+        except InsufficientMemory as error:
+            self._apply(self._scheduler.denied(error.message, self._now()))
+        except ModelLoadFailed as error:
+            self._gone(str(error), permanent=not error.retryable)
+
+    def _on_line(self, line: str) -> None:
+        self._log.info(line, source="worker")
+
+    def _on_exit(self, exit: WorkerExit) -> None:
+        self._worker = None
+        self._facts.last_lines = exit.last_lines
+        self._facts.pid = None
+        if self._scheduler.state is not State.STOPPING:
+            self._log.error("worker gone", reason=exit.describe())
+        self._gone(exit.describe(), permanent=exit.code == EXIT_PERMANENT)
+
+    def _gone(self, reason: str, *, permanent: bool = False) -> None:
+        self._watch = None
+        self._apply(self._scheduler.exited(reason, self._now(), permanent=permanent))
+
+    def _send(self, command: Command) -> None:
+        if self._worker is not None:
+            self._worker.send(command)
+
+    def _on_report(self, report: Report) -> None:
+        if self._watch is not None:
+            self._watch.observe(report, self._now())
+        match report:
+            case Step() | Failed() | Tokens() | Text():
+                self._route(report)
+            case Tick():
+                self._facts.tick = report
+                if report.phase != "idle":
+                    self._publish()
+            case LoadProgress():
+                self._facts.progress = report
+                self._publish(often=True)
+            case Loaded(info):
+                self._on_loaded(info)
+            case LoadFailed(reason, permanent):
+                self._apply(self._scheduler.broken(reason, permanent=permanent))
+            case Hello():
+                self._on_hello(report)
+
+    def _route(self, report: Step | Failed | Tokens | Text) -> None:
+        try:
+            ended = self._requests.route(report)
+        except ProtocolViolation as violation:
+            self._violated(str(violation))
+            return
+        for request_id in ended:
+            self._end(request_id)
+
+    def _on_hello(self, hello: Hello) -> None:
+        if hello.protocol_version != PROTOCOL_VERSION:
+            reason = (
+                f"the worker speaks protocol version {hello.protocol_version}, this daemon {PROTOCOL_VERSION}: "
+                f"install the same llmvisor for the {hello.backend} backend"
+            )
+            self._apply(self._scheduler.broken(reason, permanent=True))
+            return
+        self._send(Load(model=self.name, path=self.config.path or "", options=self.config.model_options()))
+
+    def _on_loaded(self, info: ModelInfo) -> None:
+        if self.state not in {State.LOADING, State.STOPPING}:
+            self._violated("it loaded twice")
+            return
+        self._facts.info = info
+        self.loaded_at = self._setup.clock.now().isoformat()
+        self._ready_at = self._now()
+        self._log.info(
+            "loaded",
+            seconds=round(info.load_seconds, 2),
+            slots=info.slots,
+            n_ctx=info.n_ctx,
+            version=info.backend_version,
+        )
+        self._apply(self._scheduler.loaded(max(1, info.slots), self._ready_at))
+
+    def _violated(self, what: str) -> None:
+        self._apply(self._scheduler.broken(f"the worker broke the protocol: {what}"))
+
+    # ------------------------------------------------------------------------------------------------ what it shows
+
+    def _now(self) -> float:
+        return self._setup.clock.monotonic()
+
+    def _signature(self) -> object:
+        return self._setup.file_signature(self.config)
+
+    def _publish(self, *, often: bool = False) -> None:
+        now = self._now()
+        if often and now - self._published_at < 1 / limits.job_events_per_second_max:
+            return
+        self._published_at = now
+        self._setup.publish(self.status())
+
+    def status(self) -> RuntimeStatus:
+        """All that is known at the moment."""
+        return runtime_status(self._scheduler, self._facts, self._now())
+
+
+def _scheduler(config: ModelConfig, random: Callable[[], float]) -> Scheduler:
+    settings = SchedulerSettings(
+        queue_limit=config.queue_limit,
+        load_timeout_seconds=config.load_timeout,
+        idle_timeout_seconds=config.idle_timeout,
+        keep_loaded=config.preload or config.pinned,
+    )
+    policy = RestartPolicy(
+        restarts_max=config.restart.max,
+        window_seconds=config.restart.window,
+        backoff_seconds=config.restart.backoff,
+        stable_seconds=limits.stable_seconds,
+        random=random,
+    )
+    return Scheduler(settings, policy)

@@ -1,0 +1,184 @@
+"""Requests that run in a worker, seen from both sides: fed by the runtime actor, read by whoever asked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Protocol, Self
+
+from llmvisor import limits
+from llmvisor.errors import (
+    ContextLengthExceeded,
+    InsufficientMemory,
+    InternalError,
+    InvalidRequest,
+    LlmvisorError,
+    ModelLoadFailed,
+    ModelLoading,
+    ModelUnavailable,
+    QueueFull,
+    RuntimeCrashed,
+    ShuttingDown,
+    UnsupportedOperation,
+)
+from llmvisor.supervision.scheduler import RefusalKind, Refuse
+from llmvisor_runtimes.protocol import Command, Delta, Done, Failed, Pause, Resume, Text, Tokens
+
+_FAILURES: dict[str, type[LlmvisorError]] = {
+    "invalid_value": InvalidRequest,
+    "context_length_exceeded": ContextLengthExceeded,
+    "unsupported_operation": UnsupportedOperation,
+    "template_error": InvalidRequest,
+    "internal_error": InternalError,
+}
+
+
+_REFUSALS: dict[RefusalKind, type[LlmvisorError]] = {
+    "queue_full": QueueFull,
+    "shutting_down": ShuttingDown,
+    "model_loading": ModelLoading,
+    "model_load_failed": ModelLoadFailed,
+    "model_unavailable": ModelUnavailable,
+    "insufficient_memory": InsufficientMemory,
+    "runtime_crashed": RuntimeCrashed,
+}
+
+
+def refusal_error(model: str, refusal: Refuse) -> LlmvisorError:
+    """The error that the scheduler's refusal of a request stands for."""
+    hint = f"`llmctl restart {model}` tries it again" if refusal.kind == "model_unavailable" else None
+    message = f"{model}: {refusal.reason}"
+    return _REFUSALS[refusal.kind](message, hint=hint, retry_after_seconds=refusal.retry_after_seconds)
+
+
+def failure(report: Failed) -> LlmvisorError:
+    """The error that a worker's `Failed` stands for."""
+    return _FAILURES[report.kind](report.message, param=report.param)
+
+
+class Request(Protocol):
+    """What the runtime actor knows of a request."""
+
+    id: int
+
+    def command(self) -> Command | None:
+        """What to send once it is granted; None where holding the model was all it wanted."""
+        ...
+
+    def fail(self, error: LlmvisorError) -> None:
+        """It ends with this error. Without effect after its end."""
+        ...
+
+
+class GenerationStream:
+    """A generation under way: see `services.service.Stream`.
+
+    Deltas wait in a buffer for the reader. When it grows the worker is told to pause this one request, so that a slow
+    reader costs nobody else anything.
+    """
+
+    def __init__(
+        self,
+        id: int,
+        *,
+        command: Callable[[], Command],
+        send: Callable[[Command], None],
+        leave: Callable[[int], None],
+    ) -> None:
+        self.id = id
+        self.queue_ms = 0.0
+        self.load_ms = 0.0
+        self.done: Done | None = None
+        self.tokens_sent: dict[int, list[int]] = {}
+        """Token ids by choice, as far as they have come: what a resumed generation starts from."""
+        self.command = command
+        self._send = send
+        self._leave = leave
+        self._buffer: list[Delta] = []
+        self._error: LlmvisorError | None = None
+        self._paused = False
+        self._arrival: asyncio.Future[None] | None = None
+
+    # ------------------------------------------------------------------------------------------------ the actor's side
+
+    def push(self, delta: Delta) -> None:
+        """Take in what the worker sent."""
+        self.tokens_sent.setdefault(delta.index, []).extend(delta.tokens)
+        self._buffer.append(delta)
+        waiting = len(self._buffer)
+        if waiting > limits.stream_pause_deltas and not self._paused:
+            self._paused = True
+            self._send(Pause(self.id))
+        elif waiting > limits.stream_deltas_max:
+            # The pause did not help, or its reader is gone for good: end this request and keep nothing of it.
+            self._buffer.clear()
+            self.fail(RuntimeCrashed("the client reads too slowly for its generation"))
+            self._leave(self.id)
+        self._notify()
+
+    def finish(self, done: Done) -> None:
+        self.done = done
+        self._notify()
+
+    def fail(self, error: LlmvisorError) -> None:
+        if self.done is None and self._error is None:
+            self._error = error
+            self._notify()
+
+    def _notify(self) -> None:
+        if self._arrival is not None and not self._arrival.done():
+            self._arrival.set_result(None)
+
+    # ------------------------------------------------------------------------------------------------ the reader's side
+
+    async def __aiter__(self) -> AsyncIterator[Sequence[Delta]]:
+        while True:
+            if self._buffer:
+                batch, self._buffer = self._buffer, []
+                if self._paused:
+                    self._paused = False
+                    self._send(Resume(self.id))
+                yield batch
+            elif self._error is not None:
+                raise self._error
+            elif self.done is not None:
+                return
+            else:
+                self._arrival = asyncio.get_running_loop().create_future()
+                await self._arrival
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        if self.done is None and self._error is None:
+            self._leave(self.id)
+
+
+class Call:
+    """A request with one answer: tokenize and the like, or (without a command) the model's being loaded."""
+
+    def __init__(self, id: int, *, command: Command | None, leave: Callable[[int], None]) -> None:
+        self.id = id
+        self._command = command
+        self._leave = leave
+        self._answer: asyncio.Future[Tokens | Text | None] = asyncio.get_running_loop().create_future()
+
+    def command(self) -> Command | None:
+        return self._command
+
+    def answer(self, report: Tokens | Text | None) -> None:
+        if not self._answer.done():
+            self._answer.set_result(report)
+
+    def fail(self, error: LlmvisorError) -> None:
+        if not self._answer.done():
+            self._answer.set_exception(error)
+
+    async def result(self) -> Tokens | Text | None:
+        """The worker's answer. Raises an `LlmvisorError`."""
+        try:
+            return await self._answer
+        finally:
+            if self._answer.cancelled():
+                self._leave(self.id)

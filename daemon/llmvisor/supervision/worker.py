@@ -1,0 +1,178 @@
+"""One worker as the runtime's actor sees it: start it, send to it, stop it, and be told when it has gone."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable
+
+from llmvisor import limits
+from llmvisor.clock import Clock
+from llmvisor.log import get_logger
+from llmvisor.supervision.capture import LineLog, LogCapture
+from llmvisor.supervision.channel import Channel
+from llmvisor.supervision.orphans import OrphanJournal
+from llmvisor.supervision.reaper import ProcessGroup, Reaper, Rung, WorkerExit
+from llmvisor.supervision.spawn import Spawned, WorkerSpec, spawn
+from llmvisor_runtimes.protocol import Close, Command, Report
+
+_log = get_logger(__name__)
+
+
+async def start_worker(
+    spec: WorkerSpec,
+    *,
+    on_report: Callable[[Report], None],
+    on_line: Callable[[str], None],
+    on_exit: Callable[[WorkerExit], None],
+    journal: OrphanJournal,
+    clock: Clock,
+    nonce_source: Callable[[], str],
+) -> Worker:
+    """Start a worker; belongs on the main thread's loop.
+
+    The callbacks run on the loop, none before this has returned to who awaits it directly. `on_exit` is called once:
+    the process has been reaped then, what it had started killed, its pipes drained and closed, and no other call
+    follows. `nonce_source` gives unguessable hexadecimal digits. Raises `SpawnFailed`, with nothing left behind.
+    """
+    spawned = await spawn(spec, nonce=nonce_source())
+    try:
+        journal.record(pid=spawned.process.pid, nonce=spawned.nonce, model=spec.model)
+    except OSError as error:
+        # A full disk costs the net under the nets, not the model.
+        _log.warning("the worker is not in the orphan journal", model=spec.model, error=str(error))
+    return Worker(spec, spawned, on_report=on_report, on_line=on_line, on_exit=on_exit, journal=journal, clock=clock)
+
+
+class Worker:
+    """A worker process that `start_worker` started."""
+
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        spawned: Spawned,
+        *,
+        on_report: Callable[[Report], None],
+        on_line: Callable[[str], None],
+        on_exit: Callable[[WorkerExit], None],
+        journal: OrphanJournal,
+        clock: Clock,
+    ) -> None:
+        self.pid = spawned.process.pid
+        self._nonce = spawned.nonce
+        self._journal = journal
+        self._on_exit = on_exit
+        self._reason: str | None = None
+        self._violation: str | None = None
+        self._mute = False
+        self._open_pipes = 3
+        self._drained = asyncio.Event()
+        self._hang_up: asyncio.TimerHandle | None = None
+        self._log = LineLog(on_line=on_line, clock=clock)
+        self._captures = [
+            LogCapture(fd=fd, log=self._log, on_eof=self._pipe_ended) for fd in (spawned.stdout_fd, spawned.stderr_fd)
+        ]
+        self._channel = Channel(
+            command_fd=spawned.command_fd,
+            report_fd=spawned.report_fd,
+            on_report=on_report,
+            on_violation=self._on_violation,
+            on_eof=self._on_report_eof,
+        )
+        self._group = ProcessGroup(self.pid)
+        self._reaper = Reaper(spawned.process, self._group, close_commands=self._close_commands)
+        self._life = asyncio.create_task(self._live(), name=f"worker {spec.model} {self.pid}")
+        self._life.add_done_callback(_tell_failure)
+
+    @property
+    def last_lines(self) -> list[str]:
+        """The last lines of its stdout and stderr."""
+        return self._log.last_lines
+
+    def send(self, command: Command) -> None:
+        """Send a command. Never waits; to a worker that has gone, or is asked to close, it does nothing.
+
+        Raises ValueError where the command is longer than a frame may be.
+        """
+        self._channel.send(command)
+
+    def stop(self, rung: Rung, reason: str) -> None:
+        """End the worker, from this rung of the kill ladder on: see `Reaper`.
+
+        Asked again it goes up to a higher rung, never down. Ends in a call of `on_exit`, in bounded time.
+        """
+        if self._reaper.exited:
+            return
+        self._reason = self._reason or reason
+        self._reaper.stop(rung)
+
+    # ------------------------------------------------------------------------------------------------------- its end
+
+    async def _live(self) -> None:
+        code: int | None = None
+        try:
+            code = await self._reaper.reap()
+            async with asyncio.timeout(limits.pipe_drain_seconds_max):
+                await self._drained.wait()
+        except TimeoutError:
+            pass  # something that left the group holds a pipe; it may write to nobody
+        finally:
+            self._release()
+        if code is not None:
+            self._journal.remove(self._nonce)
+        self._on_exit(self._exit(code))
+
+    def _release(self) -> None:
+        if self._hang_up is not None:
+            self._hang_up.cancel()
+        self._channel.close()
+        for capture in self._captures:
+            capture.close()
+        self._log.tell_left_out()
+        self._group.close()
+
+    def _exit(self, code: int | None) -> WorkerExit:
+        violation = self._violation
+        if violation is None and self._mute and code in {None, -signal.SIGABRT, -signal.SIGKILL}:
+            violation = "closed its report pipe and went on running"
+        if violation is None and self._channel.cut is not None and code == 0 and self._reason is None:
+            violation = f"sent garbage: {self._channel.cut}"  # else a crash in the middle of a write
+        return WorkerExit(
+            code=code if code is not None and code >= 0 else None,
+            signal=-code if code is not None and code < 0 else None,
+            requested=self._reason is not None and violation is None,
+            violation=violation,
+            last_lines=self.last_lines,
+            reason=self._reason,
+        )
+
+    def _close_commands(self) -> None:
+        self._channel.send(Close())
+        self._channel.finish()
+
+    def _on_violation(self, what: str) -> None:
+        self._violation = what
+        self._reaper.stop("kill")
+
+    def _on_report_eof(self) -> None:
+        self._pipe_ended()
+        if not self._reaper.exited:
+            loop = asyncio.get_running_loop()
+            self._hang_up = loop.call_later(limits.hang_up_grace_seconds, self._on_mute)
+
+    def _on_mute(self) -> None:
+        """It closed its pipe and goes on: nothing more will be heard of it."""
+        if not self._reaper.exited and not self._reaper.asked:
+            self._mute = True
+            self._reaper.stop("abort")
+
+    def _pipe_ended(self) -> None:
+        self._open_pipes -= 1
+        if self._open_pipes == 0:
+            self._drained.set()
+
+
+def _tell_failure(life: asyncio.Task[None]) -> None:
+    """A failure in a callback is a fault of the daemon's own: the loop's handler decides, as for any other."""
+    if not life.cancelled() and (error := life.exception()) is not None:
+        life.get_loop().call_exception_handler({"message": "a worker's end was not handled", "exception": error})

@@ -1,0 +1,96 @@
+"""Which tokens of which sequence are computed together in the next step. Pure.
+
+Every sequence has tokens that are not computed yet: one where it decodes, many where its prompt is still to be read.
+Those with one go first, each step, so that nobody who streams waits for somebody's long prompt; what room is left goes
+to the prompts in equal parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Slice(NamedTuple):
+    """The next `count` tokens of the sequence at `place` in what was composed from."""
+
+    place: int
+    count: int
+
+
+def compose(pending: Sequence[int], *, n_batch: int, prefill_tokens_max: int, turn: int) -> list[Slice]:
+    """The slices of the next step.
+
+    `pending[i]` counts the tokens of sequence i that are not computed yet; 0 leaves it out. A step holds `n_batch`
+    tokens at most. Where somebody decodes, prompts get at most `prefill_tokens_max` of them together (at least one,
+    where there is room). `turn` counts the steps: it decides who comes first where not all can, so that each comes
+    in turn.
+    """
+    decoding = [place for place, count in enumerate(pending) if count == 1]
+    prefilling = [place for place, count in enumerate(pending) if count > 1]
+    slices = [Slice(place, 1) for place in _rotated(decoding, turn)[:n_batch]]
+    room = n_batch - len(slices)
+    if decoding:
+        room = min(room, max(1, prefill_tokens_max))
+    if room > 0 and prefilling:
+        order = _rotated(prefilling, turn)
+        parts = divide([pending[place] for place in order], room)
+        slices += [Slice(place, part) for place, part in zip(order, parts, strict=True) if part]
+    return slices
+
+
+def divide(wants: Sequence[int], room: int) -> list[int]:
+    """Shares of `room`: as equal as can be, nobody gets more than it wants, nothing is left while somebody wants.
+
+    Earlier ones get the odd token.
+    """
+    shares = [0] * len(wants)
+    hungry = [place for place, want in enumerate(wants) if want > 0]
+    while room and hungry:
+        part, odd = divmod(room, len(hungry))
+        still: list[int] = []
+        for order, place in enumerate(hungry):
+            given = min(wants[place] - shares[place], part + (order < odd))
+            shares[place] += given
+            room -= given
+            if shares[place] < wants[place]:
+                still.append(place)
+        hungry = still
+    return shares
+
+
+def _rotated(places: list[int], turn: int) -> list[int]:
+    if len(places) < 2:
+        return places
+    start = turn % len(places)
+    return places[start:] + places[:start]
+
+
+class PrefillPace:
+    """How many prompt tokens a step may hold beside sequences that stream.
+
+    Learns what a token of prompt costs here and gives as many as fit in `step_seconds`, in whole multiples of
+    `granule` between `granule` and `tokens_max`: a small model on a fast machine reads long prompts in big pieces, a
+    large one in small pieces, and who streams sees the same short gap.
+    """
+
+    def __init__(self, *, step_seconds: float, granule: int, tokens_max: int) -> None:
+        self._step_seconds = step_seconds
+        self._granule = granule
+        self._tokens_max = max(granule, tokens_max)
+        self._seconds_per_token: float | None = None
+
+    def observe(self, tokens: int, seconds: float) -> None:
+        """A step of `tokens` tokens took `seconds`. Steps without a whole granule tell nothing about prompts."""
+        if tokens < self._granule:
+            return
+        cost = seconds / tokens
+        known = self._seconds_per_token
+        self._seconds_per_token = cost if known is None else 0.7 * known + 0.3 * cost
+
+    def tokens(self) -> int:
+        """The bound for the next step."""
+        if self._seconds_per_token is None:
+            return self._granule
+        fitting = int(self._step_seconds / max(self._seconds_per_token, 1e-9))
+        return max(self._granule, min(self._tokens_max, fitting - fitting % self._granule))

@@ -1,0 +1,238 @@
+"""What is where in the unified KV cache. Pure: the memory itself is changed through `KvMemory`.
+
+A cell holds the keys and values of one token at one position. Sequences share cells: a copy of a prefix takes none.
+A sequence is *busy* while somebody computes with it, and *idle* afterwards: kept as cache, for prompts that begin the
+same way, until its cells or its id are needed, least recently used first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+_BLOCK = 128
+"""Tokens compared at once; list comparison is C, a loop is not."""
+
+
+class KvMemory(Protocol):
+    """The engine's own memory, by sequence id and position."""
+
+    def remove(self, sequence: int, start: int) -> None:
+        """Forget the positions from `start` on."""
+        ...
+
+    def copy(self, source: int, target: int, stop: int) -> None:
+        """Let `target` share the positions of `source` before `stop`."""
+        ...
+
+
+class Match(NamedTuple):
+    """The resident sequence that begins most like a prompt does, and how many tokens are the same."""
+
+    sequence: int | None
+    length: int
+
+
+class _Resident:
+    __slots__ = ("busy", "cells", "tokens", "used")
+
+    def __init__(self, tokens: list[int], cells: list[int], used: int) -> None:
+        self.tokens = tokens
+        self.cells = cells
+        self.used = used
+        self.busy = True
+
+
+class KvCache:
+    """Books for `cells` cells and the sequence ids 0 … `sequences` - 1.
+
+    `can_cut` is False for engines that cannot forget the end of a sequence (recurrent models): then only whole idle
+    sequences are continued.
+    """
+
+    def __init__(self, memory: KvMemory, *, cells: int, sequences: int, can_cut: bool = True) -> None:
+        self.cells = cells
+        self._memory = memory
+        self.can_cut = can_cut
+        self._free_cells = list(range(cells - 1, -1, -1))
+        self._holders = [0] * cells
+        self._busy_holders = [0] * cells
+        self._idle_cells = 0
+        self._free_ids = list(range(sequences - 1, -1, -1))
+        self._residents: dict[int, _Resident] = {}
+        self._clock = 0
+
+    # ------------------------------------------------------------------------------------------------------- reading
+
+    @property
+    def used(self) -> int:
+        """Cells that hold something, idle cache included."""
+        return self.cells - len(self._free_cells)
+
+    @property
+    def room(self) -> int:
+        """Cells that are free or can be made free without touching a busy sequence."""
+        return len(self._free_cells) + self._idle_cells
+
+    @property
+    def idle(self) -> list[int]:
+        """Idle sequences, least recently used first."""
+        found = [(resident.used, sequence) for sequence, resident in self._residents.items() if not resident.busy]
+        return [sequence for _, sequence in sorted(found)]
+
+    def length(self, sequence: int) -> int:
+        """Tokens that a sequence holds; the next one's position."""
+        return len(self._residents[sequence].tokens)
+
+    def tokens(self, sequence: int) -> list[int]:
+        """What a sequence holds."""
+        return self._residents[sequence].tokens
+
+    def match(self, tokens: Sequence[int], reuse_max: int) -> Match:
+        """The best beginning that is here for `tokens`, of at most `reuse_max` tokens. Idle ones win a draw."""
+        best = Match(None, 0)
+        best_rank = (0, False, 0)
+        for sequence, resident in self._residents.items():
+            length = min(reuse_max, common_prefix(resident.tokens, tokens))
+            if not self.can_cut and (resident.busy or length < len(resident.tokens)):
+                continue
+            rank = (length, not resident.busy, resident.used)
+            if length and rank > best_rank:
+                best, best_rank = Match(sequence, length), rank
+        return best
+
+    def fits(self, tokens: Sequence[int], match: Match, spare: int) -> bool:
+        """Whether `tokens` can be computed from `match` on, with `spare` cells left over."""
+        free = self.room
+        if match.sequence is not None:
+            # Idle cells that are going to be shared cannot also be taken.
+            shared = self._residents[match.sequence].cells[: match.length]
+            free -= sum(not self._busy_holders[cell] for cell in shared)
+        return len(tokens) - match.length + spare <= free
+
+    # ------------------------------------------------------------------------------------------------------ changing
+
+    def open(self, match: Match) -> int | None:
+        """A busy sequence that holds what `match` found; None where every id is busy.
+
+        An idle sequence that is wholly part of it is continued in place. Otherwise its prefix is shared with a fresh
+        id, so that it stays cached with its own ending.
+        """
+        source = match.sequence
+        if source is not None:
+            resident = self._residents[source]
+            resident.used = self._tick()  # it must not be the one that makes way
+            if not resident.busy and match.length == len(resident.tokens):
+                self._set_busy(resident, True)
+                return source
+        target = self._take_id(spared=source)
+        if target is None:
+            return self._cut_in_place(match)
+        tokens: list[int] = []
+        cells: list[int] = []
+        if source is not None:
+            resident = self._residents[source]
+            tokens, cells = resident.tokens[: match.length], resident.cells[: match.length]
+            self._memory.copy(source, target, match.length)
+        self._residents[target] = _Resident(tokens, cells, self._tick())
+        self._count(cells, holders=1, busy=1)
+        return target
+
+    def make_room(self, count: int) -> bool:
+        """Have `count` cells free, at the cost of idle sequences; False where that is not enough."""
+        if count <= len(self._free_cells):
+            return True
+        for sequence in self.idle if count <= self.room else []:
+            self.drop(sequence)
+            if count <= len(self._free_cells):
+                return True
+        return False
+
+    def extend(self, sequence: int, tokens: Sequence[int]) -> None:
+        """A busy sequence has been computed `tokens` further; there has to be room."""
+        resident = self._residents[sequence]
+        assert resident.busy
+        assert len(tokens) <= len(self._free_cells)
+        taken = [self._free_cells.pop() for _ in tokens]
+        self._count(taken, holders=1, busy=1)
+        resident.cells.extend(taken)
+        resident.tokens.extend(tokens)
+
+    def close(self, sequence: int, *, keep: bool) -> None:
+        """Nobody computes with a sequence any more; `keep` leaves it as cache."""
+        resident = self._residents[sequence]
+        if not keep or not resident.tokens:
+            self.drop(sequence)
+            return
+        self._set_busy(resident, False)
+        resident.used = self._tick()
+        for other in self.idle:
+            inside = self._residents[other].tokens
+            if other != sequence and resident.tokens[: len(inside)] == inside:
+                self.drop(other)  # everything it could serve, this one can
+
+    def drop(self, sequence: int) -> None:
+        """Forget a sequence wholly, busy or idle."""
+        resident = self._residents.pop(sequence)
+        self._memory.remove(sequence, 0)
+        self._release(resident, 0)
+        self._free_ids.append(sequence)
+
+    def repair(self, sequence: int) -> None:
+        """Make the memory forget what a computation that failed may have left behind."""
+        self._memory.remove(sequence, self.length(sequence))
+
+    # ------------------------------------------------------------------------------------------------------- helpers
+
+    def _tick(self) -> int:
+        self._clock += 1
+        return self._clock
+
+    def _take_id(self, spared: int | None) -> int | None:
+        if not self._free_ids:
+            victims = [sequence for sequence in self.idle if sequence != spared]
+            if not victims:
+                return None
+            self.drop(victims[0])
+        return self._free_ids.pop()
+
+    def _cut_in_place(self, match: Match) -> int | None:
+        source = match.sequence
+        if source is None or self._residents[source].busy:
+            return None
+        resident = self._residents[source]
+        self._memory.remove(source, match.length)
+        self._set_busy(resident, True)
+        self._release(resident, match.length)
+        return source
+
+    def _set_busy(self, resident: _Resident, busy: bool) -> None:
+        resident.busy = busy
+        self._count(resident.cells, holders=0, busy=1 if busy else -1)
+
+    def _release(self, resident: _Resident, start: int) -> None:
+        """Give up the cells from `start` on; what nobody else holds is free."""
+        self._count(resident.cells[start:], holders=-1, busy=-1 if resident.busy else 0)
+        del resident.cells[start:], resident.tokens[start:]
+
+    def _count(self, cells: Sequence[int], *, holders: int, busy: int) -> None:
+        for cell in cells:
+            was_idle = self._holders[cell] > 0 and not self._busy_holders[cell]
+            self._holders[cell] += holders
+            self._busy_holders[cell] += busy
+            is_idle = self._holders[cell] > 0 and not self._busy_holders[cell]
+            self._idle_cells += is_idle - was_idle
+            if holders < 0 and not self._holders[cell]:
+                self._free_cells.append(cell)
+
+
+def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens two lists have in common from the start."""
+    stop = min(len(first), len(second))
+    place = 0
+    while place < stop and first[place : place + _BLOCK] == second[place : place + _BLOCK]:
+        place += _BLOCK
+    place = min(place, stop)
+    while place < stop and first[place] == second[place]:
+        place += 1
+    return place

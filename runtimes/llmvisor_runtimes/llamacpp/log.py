@@ -1,0 +1,55 @@
+# pyright: basic
+# llama_cpp's callback types are not typed.
+"""llama.cpp's own log: to stderr, and kept while a model loads, for the reason of a failure and the memory it names."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import deque
+
+import llama_cpp
+
+_INFO, _WARN, _ERROR, _CONT = 2, 3, 4, 5  # of ggml.h; what llama_cpp._logger says is out of date
+_LINES_KEPT = 2_000
+_BUFFER = re.compile(r"(KV|RS|compute) buffer size\s*=\s*([0-9.]+) MiB")
+
+
+class LlamaLog:
+    """Takes llama.cpp's log over for the whole process."""
+
+    def __init__(self) -> None:
+        self.loading = True
+        """Lines are kept and everything from `info` on is shown; afterwards only warnings and errors are shown."""
+        self.muted = False
+        """Show nothing: what is going to be said is expected."""
+        self._level = _INFO
+        self._lines: deque[tuple[int, str]] = deque(maxlen=_LINES_KEPT)
+        self._callback = llama_cpp.llama_log_callback(self._write)  # referenced: C keeps a bare pointer
+
+    def install(self) -> None:
+        llama_cpp.llama_log_set(self._callback, None)
+
+    def reason(self) -> str:
+        """What the last error lines say, or all that is known where none was logged."""
+        errors = [text.strip() for level, text in self._lines if level == _ERROR and text.strip()]
+        # The last lines only repeat that loading failed; the first says why.
+        return errors[0] if errors else "llama.cpp gave no reason"
+
+    def buffer_bytes(self, kinds: set[str]) -> int:
+        """Bytes of the buffers of these kinds that loading has named."""
+        total = 0.0
+        for _, text in self._lines:
+            if (found := _BUFFER.search(text)) and found[1] in kinds:
+                total += float(found[2])
+        return int(total * 1024 * 1024)
+
+    def _write(self, level: int, text: bytes, _data: object) -> None:
+        if level != _CONT:
+            self._level = level
+        if self.loading:
+            self._lines.append((self._level, text.decode("utf-8", "replace")))
+        shown = {_WARN, _ERROR, _INFO} if self.loading else {_WARN, _ERROR}
+        if self._level in shown and not self.muted:
+            sys.stderr.write(text.decode("utf-8", "replace"))
+            sys.stderr.flush()

@@ -1,0 +1,53 @@
+"""The options of a model that only llama.cpp knows, decoded and checked."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Annotated, Literal
+
+import msgspec
+
+from llmvisor_runtimes.backend import LoadError
+
+CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
+
+
+class LlamaCppOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`options` of a llama.cpp model, by llama.cpp's own names."""
+
+    chat_template: str | None = None
+    """A Jinja template in place of the file's own."""
+    flash_attn: Literal["auto", "on", "off"] = "auto"
+    type_k: CacheType = "f16"
+    type_v: CacheType = "f16"
+    """Other than f16, f32 and bf16 only with flash attention."""
+    n_ubatch: Annotated[int, msgspec.Meta(ge=1)] = 512
+    """Tokens that one graph computes; a batch is cut into these."""
+    n_threads_batch: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Threads for prompts; 0 takes as many as for decoding."""
+    rope_freq_base: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    """0 takes the model's own."""
+    rope_freq_scale: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    main_gpu: Annotated[int, msgspec.Meta(ge=0)] = 0
+    split_mode: Literal["none", "layer", "row"] = "layer"
+    offload_kqv: bool = True
+    idle_sequences: Annotated[int, msgspec.Meta(ge=0, le=128)] = 16
+    """Ended sequences that are kept as cache for prompts that begin the same way."""
+
+
+def decode_options(raw: dict[str, msgspec.Raw]) -> LlamaCppOptions:
+    """The options, checked. Raises `LoadError` (permanent) naming the key and, where there is one, the nearest."""
+    known = LlamaCppOptions.__struct_fields__
+    for name in raw:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
+            raise LoadError(f"the llamacpp backend has no option {name!r}{hint}", permanent=True)
+    try:
+        options = msgspec.msgpack.decode(msgspec.msgpack.encode(raw), type=LlamaCppOptions)
+    except msgspec.MsgspecError as error:
+        raise LoadError(f"options of the llamacpp backend: {error}", permanent=True) from error
+    quantized_v = options.type_v not in {"f32", "f16", "bf16"}
+    if quantized_v and options.flash_attn == "off":
+        raise LoadError(f"type_v {options.type_v!r} needs flash attention, which is off", permanent=True)
+    return options

@@ -1,0 +1,212 @@
+# pyright: basic
+# llama_cpp's functions are typed for what ctypes returns, not for what they give.
+"""How the next token is chosen: llama.cpp's chain, or less where less gives the same."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Sequence
+
+import llama_cpp
+import numpy as np
+from numpy.typing import NDArray
+
+from llmvisor_runtimes.backend import RequestError
+from llmvisor_runtimes.llamacpp.context import LlamaContext
+from llmvisor_runtimes.llamacpp.vocabulary import Vocabulary
+from llmvisor_runtimes.protocol import Sampling, TokenLogprob, TopLogprob
+
+_RANDOM_SEED = 0xFFFFFFFF
+"""llama.cpp takes this seed for "choose one"; ours are always chosen already."""
+_MIROSTAT_M = 100
+
+Row = NDArray[np.float32]
+
+
+class Sampler:
+    """Chooses one sequence's tokens; holds its random state and what penalties look back at.
+
+    Greedy choice without penalties needs no chain: it is the largest logit, and llama.cpp's chain would first copy the
+    whole vocabulary (60 µs a token where this takes 8).
+    """
+
+    def __init__(self, sampling: Sampling, *, seed: int, vocabulary: Vocabulary, n_ctx: int, ignore_eos: bool) -> None:
+        """Raises `RequestError` for values that llama.cpp would end the process over."""
+        _check(sampling, vocabulary)
+        biases = dict(sampling.logit_bias)
+        forbidden = (*vocabulary.suppressed, *(vocabulary.end_tokens if ignore_eos else ()))
+        biases.update((token, -math.inf) for token in forbidden)
+        self._bias_tokens = np.fromiter(biases.keys(), dtype=np.intp, count=len(biases))
+        self._bias_values = np.fromiter(biases.values(), dtype=np.float32, count=len(biases))
+        self._chain: object = None
+        self._remembers = _remembered_tokens(sampling, n_ctx)
+        if sampling.temperature > 0 or self._remembers:
+            self._chain = _chain(sampling, _valid_seed(seed), vocabulary, n_ctx, biases)
+
+    def remember(self, tokens: Sequence[int]) -> None:
+        """Show the prompt to penalties and DRY, which look at it as at generated tokens."""
+        for token in tokens[-self._remembers :] if self._remembers else ():
+            llama_cpp.llama_sampler_accept(self._chain, token)
+
+    def choose(self, context: LlamaContext, row: Row, output: int) -> int:
+        """The next token from `row`, which are the logits of the batch's token number `output`."""
+        if self._chain is not None:
+            return llama_cpp.llama_sampler_sample(self._chain, context.pointer, output)
+        if not self._bias_tokens.size:
+            return int(row.argmax())
+        raw = row[self._bias_tokens]
+        row[self._bias_tokens] = raw + self._bias_values
+        token = int(row.argmax())
+        row[self._bias_tokens] = raw
+        return token
+
+    def close(self) -> None:
+        if self._chain is not None:
+            llama_cpp.llama_sampler_free(self._chain)
+            self._chain = None
+
+
+def token_logprob(row: Row, token: int, top: int, vocabulary: Vocabulary) -> TokenLogprob:
+    """The log-probability of a token in a row of raw logits, and the `top` likeliest beside it."""
+    peak = float(row.max())
+    # In float64 the sum over a vocabulary of any size is exact enough to compare runs by.
+    normalizer = peak + math.log(float(np.exp(row - peak).sum(dtype=np.float64)))
+    best: list[TopLogprob] = []
+    if top:
+        ids = np.argpartition(row, -top)[-top:] if top < row.size else np.arange(row.size)
+        ids = ids[np.lexsort((ids, -row[ids]))]
+        best = [
+            TopLogprob(token=int(id), piece=vocabulary.written_piece(int(id)), logprob=float(row[id]) - normalizer)
+            for id in ids
+        ]
+    return TokenLogprob(
+        token=token, piece=vocabulary.written_piece(token), logprob=float(row[token]) - normalizer, top=best
+    )
+
+
+def _chain(sampling: Sampling, seed: int, vocabulary: Vocabulary, n_ctx: int, biases: dict[int, float]) -> object:
+    params = llama_cpp.llama_sampler_chain_default_params()
+    params.no_perf = True
+    chain = llama_cpp.llama_sampler_chain_init(params)
+    for sampler in _samplers(sampling, seed, vocabulary, n_ctx, biases):
+        llama_cpp.llama_sampler_chain_add(chain, sampler)
+    return chain
+
+
+def _samplers(sampling: Sampling, seed: int, vocabulary: Vocabulary, n_ctx: int, biases: dict[int, float]) -> list:
+    """llama.cpp's samplers in llama.cpp's order, without those that would change nothing."""
+    found: list = []
+    if biases:
+        entries = (llama_cpp.llama_logit_bias * len(biases))(*biases.items())
+        found.append(llama_cpp.llama_sampler_init_logit_bias(vocabulary.size, len(biases), entries))
+    if _penalizes(sampling):
+        found.append(
+            llama_cpp.llama_sampler_init_penalties(
+                vocabulary.size,
+                _last_n(sampling.repeat_last_n, n_ctx),
+                sampling.repeat_penalty,
+                sampling.frequency_penalty,
+                sampling.presence_penalty,
+            )
+        )
+    if _dry(sampling):
+        found.append(_dry_sampler(sampling, vocabulary, n_ctx))
+    if sampling.temperature <= 0:
+        return [*found, llama_cpp.llama_sampler_init_greedy()]
+    if sampling.mirostat:
+        return found + _mirostat_samplers(sampling, seed, vocabulary)
+    return found + _truncating_samplers(sampling, seed) + [llama_cpp.llama_sampler_init_dist(seed)]
+
+
+def _truncating_samplers(sampling: Sampling, seed: int) -> list:
+    found: list = []
+    if sampling.top_k > 0:
+        found.append(llama_cpp.llama_sampler_init_top_k(sampling.top_k))
+    if sampling.typical_p < 1:
+        found.append(llama_cpp.llama_sampler_init_typical(sampling.typical_p, 1))
+    if sampling.top_p < 1:
+        found.append(llama_cpp.llama_sampler_init_top_p(sampling.top_p, 1))
+    if sampling.min_p > 0:
+        found.append(llama_cpp.llama_sampler_init_min_p(sampling.min_p, 1))
+    if sampling.xtc_probability > 0 and sampling.xtc_threshold <= 0.5:
+        found.append(
+            llama_cpp.llama_sampler_init_xtc(sampling.xtc_probability, sampling.xtc_threshold, 1, seed)
+        )
+    found.append(llama_cpp.llama_sampler_init_temp(sampling.temperature))
+    return found
+
+
+def _mirostat_samplers(sampling: Sampling, seed: int, vocabulary: Vocabulary) -> list:
+    tau, eta = sampling.mirostat_tau, sampling.mirostat_eta
+    if sampling.mirostat == 1:
+        chooser = llama_cpp.llama_sampler_init_mirostat(vocabulary.size, seed, tau, eta, _MIROSTAT_M)
+    else:
+        chooser = llama_cpp.llama_sampler_init_mirostat_v2(seed, tau, eta)
+    return [llama_cpp.llama_sampler_init_temp(sampling.temperature), chooser]
+
+
+def _dry_sampler(sampling: Sampling, vocabulary: Vocabulary, n_ctx: int) -> object:
+    breakers = [text.encode() for text in sampling.dry_sequence_breakers if text]
+    return llama_cpp.llama_sampler_init_dry(
+        vocabulary.pointer,
+        sampling.dry_multiplier,
+        sampling.dry_base,
+        sampling.dry_allowed_length,
+        _last_n(sampling.dry_penalty_last_n, n_ctx),
+        (ctypes.c_char_p * max(1, len(breakers)))(*breakers),
+        len(breakers),
+    )
+
+
+def _penalizes(sampling: Sampling) -> bool:
+    changes = sampling.repeat_penalty != 1 or sampling.frequency_penalty != 0 or sampling.presence_penalty != 0
+    return changes and sampling.repeat_last_n != 0
+
+
+def _dry(sampling: Sampling) -> bool:
+    return sampling.dry_multiplier != 0 and sampling.dry_base >= 1 and sampling.dry_penalty_last_n != 0
+
+
+def _last_n(tokens: int, n_ctx: int) -> int:
+    return n_ctx if tokens < 0 else min(tokens, n_ctx)
+
+
+def _remembered_tokens(sampling: Sampling, n_ctx: int) -> int:
+    """How far back anything in the chain looks."""
+    penalties = _last_n(sampling.repeat_last_n, n_ctx) if _penalizes(sampling) else 0
+    return max(penalties, _last_n(sampling.dry_penalty_last_n, n_ctx) if _dry(sampling) else 0)
+
+
+def _valid_seed(seed: int) -> int:
+    seed &= 0xFFFFFFFF
+    return seed - 1 if seed == _RANDOM_SEED else seed
+
+
+_FINITE = (
+    "temperature",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "repeat_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "mirostat_tau",
+    "mirostat_eta",
+    "dry_multiplier",
+    "dry_base",
+    "xtc_probability",
+    "xtc_threshold",
+)
+
+
+def _check(sampling: Sampling, vocabulary: Vocabulary) -> None:
+    """llama.cpp throws through C, which ends the process, where these are out of range."""
+    for name in _FINITE:
+        if not math.isfinite(getattr(sampling, name)):
+            raise RequestError("invalid_value", f"{name} has to be a finite number", name)
+    if sampling.repeat_penalty <= 0 or not math.isfinite(1 / sampling.repeat_penalty):
+        raise RequestError("invalid_value", "repeat_penalty has to be greater than 0", "repeat_penalty")
+    if any(math.isnan(value) for value in sampling.logit_bias.values()):
+        raise RequestError("invalid_value", "logit_bias has a value that is no number", "logit_bias")
+    vocabulary.check(list(sampling.logit_bias), "logit_bias")

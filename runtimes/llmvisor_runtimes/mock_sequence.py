@@ -1,0 +1,156 @@
+"""The mock's requests and the choices of each, token by token; knows no clock."""
+
+from __future__ import annotations
+
+from llmvisor_runtimes import mock_text
+from llmvisor_runtimes.failpoints import Passage
+from llmvisor_runtimes.protocol import Delta, Done, FinishReason, Generate, TokenLogprob
+from llmvisor_runtimes.text import TextAssembler
+
+MAX_TOKENS_DEFAULT = 64
+
+
+class MockRequest:
+    """One request under way. Times are seconds of the backend's clock."""
+
+    __slots__ = (
+        "cached_tokens", "first_token_at", "generate", "id", "passage", "prefill_began", "prefill_ends", "prompt",
+        "sequences",
+    )  # fmt: skip
+
+    def __init__(
+        self, generate: Generate, prompt: list[int], *, room: int, reply_tokens: int | None, passage: Passage | None
+    ) -> None:
+        """`room` is what the context has left for the reply; `passage` is what the failpoints have for it."""
+        self.id = generate.id
+        self.generate = generate
+        self.prompt = prompt
+        self.passage = passage
+        self.cached_tokens = 0
+        self.prefill_began: float | None = None
+        self.prefill_ends = 0.0
+        self.first_token_at: float | None = None
+        left, finish = _length(generate, room, reply_tokens)
+        self.sequences = [MockSequence(self, index, left, finish) for index in range(generate.n)]
+
+    def done(self, now: float) -> Done:
+        """The end of the request."""
+        began = now if self.prefill_began is None else self.prefill_began
+        first = now if self.first_token_at is None else self.first_token_at
+        return Done(
+            self.id,
+            prompt_tokens=len(self.prompt),
+            cached_tokens=self.cached_tokens,
+            completion_tokens=sum(sequence.completion_tokens for sequence in self.sequences),
+            prompt_ms=(first - began) * 1000,
+            predicted_ms=(now - first) * 1000,
+        )
+
+
+class MockSequence:
+    """One choice of a request."""
+
+    __slots__ = ("_assembler", "_finish", "_number", "_reply", "began", "due", "ended", "index", "left", "request")
+
+    def __init__(self, request: MockRequest, index: int, left: int, finish: FinishReason) -> None:
+        generate = request.generate
+        sampling = generate.sampling
+        self.request = request
+        self.index = index
+        self.due = 0.0
+        """When its next token comes."""
+        self.left: int = left
+        """Tokens still to come."""
+        self.began = False
+        self.ended = False
+        # Greedy replies depend on the prompt alone. Where no seed is given the mock takes 0: it has no chance in it.
+        seed = None if sampling.temperature == 0 else (sampling.seed or 0) + index
+        self._reply = mock_text.Reply(request.prompt, seed)
+        self._number: int = self._reply.first_number
+        self._finish: FinishReason = finish
+        self._assembler = TextAssembler(generate.stop) if generate.stop else None
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens so far."""
+        return self._number - self._reply.first_number
+
+    @property
+    def tokens_held(self) -> int:
+        """Cells of a context that a real engine would use."""
+        return len(self.request.prompt) + self.completion_tokens
+
+    def advance(self, count: int) -> Delta:
+        """The next `count` tokens, or as many as are left."""
+        request = self.request
+        generate = request.generate
+        if not self.began and generate.echo:
+            return self._begin_with_echo(count)
+        self.began = True
+        if self._assembler is not None:
+            return self._advance_to_stop(self._assembler, count)
+        count = min(count, self.left)
+        text, tokens = self._reply.run(self._number, count) if count else ("", [])
+        self._number += count
+        self.left -= count
+        finish = None
+        if not self.left:
+            self.ended = True
+            finish = self._finish
+        return Delta(request.id, self.index, text, tokens, finish, self._logprobs(tokens))
+
+    def cancel(self) -> Delta:
+        """The last delta of a choice that is cancelled, with the text held back for stop strings."""
+        self.ended = True
+        held = self._assembler.flush() if self._assembler else ""
+        return Delta(self.request.id, self.index, held, [], "cancelled")
+
+    def _begin_with_echo(self, count: int) -> Delta:
+        """The prompt and the first tokens in one delta."""
+        self.began = True
+        request = self.request
+        prompt = request.prompt
+        text = b"".join([mock_text.piece(token) for token in prompt]).decode("utf-8", "replace")
+        reply = self.advance(count)
+        logprobs = self._logprobs(prompt)
+        if logprobs:
+            logprobs[0] = TokenLogprob(prompt[0], mock_text.piece(prompt[0]), None, [])
+        return Delta(
+            request.id, self.index, text + reply.text, prompt + reply.tokens, reply.finish, logprobs + reply.logprobs
+        )
+
+    def _advance_to_stop(self, assembler: TextAssembler, count: int) -> Delta:
+        """Token by token, since a stop string may end the choice in the middle."""
+        texts: list[str] = []
+        tokens: list[int] = []
+        finish: FinishReason | None = None
+        while self.left and len(tokens) < count and not assembler.stopped:
+            text, token = self._reply.run(self._number, 1)
+            self._number += 1
+            self.left -= 1
+            tokens += token
+            texts.append(assembler.push(text.encode()))
+        if not self.left and not assembler.stopped:
+            texts.append(assembler.flush())
+            finish = self._finish
+        if assembler.stopped:
+            finish = "stop"
+        self.ended = finish is not None
+        return Delta(self.request.id, self.index, "".join(texts), tokens, finish, self._logprobs(tokens))
+
+    def _logprobs(self, tokens: list[int]) -> list[TokenLogprob]:
+        alternatives = self.request.generate.logprobs
+        if alternatives is None:
+            return []
+        return [mock_text.token_logprob(token, alternatives) for token in tokens]
+
+
+def _length(generate: Generate, room: int, reply_tokens: int | None) -> tuple[int, FinishReason]:
+    """How many tokens a choice gets where no stop string ends it, and how it then ends."""
+    most = generate.max_tokens
+    if most is None:
+        most = room if reply_tokens is not None and not generate.ignore_eos else MAX_TOKENS_DEFAULT
+    most = min(most, room)
+    if reply_tokens is not None and not generate.ignore_eos and reply_tokens < most:
+        return reply_tokens, "stop"
+    return most, "length"

@@ -1,0 +1,58 @@
+"""The two pipes of a worker: commands come in on one, reports go out on the other."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Protocol, runtime_checkable
+
+from llmvisor_runtimes import limits, parent_death
+from llmvisor_runtimes.protocol import COMMAND_DECODER, Command, FrameReader, Report, encode
+
+
+class Pipes:
+    """Frames over two file descriptors that this process inherited; any thread may send."""
+
+    def __init__(self, *, read_fd: int, write_fd: int) -> None:
+        self.read_fd = read_fd
+        self.write_fd = write_fd
+        self._lock = threading.Lock()
+        for fd in (read_fd, write_fd):
+            # What a worker starts must not hold the pipes open after its end.
+            os.set_inheritable(fd, False)
+            os.set_blocking(fd, True)
+
+    def commands(self) -> Iterator[Command]:
+        """Every command, until the pipe ends. Raises `ProtocolViolation` for what is no command."""
+        reader = FrameReader(COMMAND_DECODER)
+        while data := os.read(self.read_fd, limits.pipe_read_bytes):
+            yield from reader.feed(data)
+        reader.close()
+
+    def send(self, reports: Sequence[Report]) -> None:
+        """Write reports as one run of bytes.
+
+        Raises ValueError where one is over `frame_bytes_max`; then none of them is written.
+        """
+        if len(reports) == 1:
+            self.write(encode(reports[0]))
+        elif reports:
+            self.write(b"".join([encode(report) for report in reports]))
+
+    def write(self, data: bytes) -> None:
+        """Write bytes as they are; ends the process where nobody reads any more."""
+        with self._lock:
+            try:
+                written = os.write(self.write_fd, data)
+                while written < len(data):
+                    written += os.write(self.write_fd, memoryview(data)[written:])
+            except BrokenPipeError:
+                parent_death.end_group()
+
+
+@runtime_checkable
+class UsesPipes(Protocol):
+    """A backend that writes to the pipes itself: the mock, which breaks frames on purpose. The host sets `pipes`."""
+
+    pipes: Pipes | None

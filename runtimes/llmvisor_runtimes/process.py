@@ -1,0 +1,119 @@
+"""What a worker does to its own process before it serves: limits, signals, log output, and finding its backend."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import faulthandler
+import importlib.metadata
+import os
+import resource
+import signal
+import sys
+from typing import NoReturn
+
+from llmvisor_runtimes import limits, parent_death
+from llmvisor_runtimes.backend import ENTRY_POINT_GROUP, Backend
+from llmvisor_runtimes.host import EXIT_CRASHED, Host
+from llmvisor_runtimes.pipes import Pipes
+
+EXIT_PERMANENT = os.EX_CONFIG
+"""Starting this worker again with the same command is of no use."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(EXIT_PERMANENT, f"{self.prog}: {message}\n")
+
+
+def main(argv: list[str]) -> int:
+    """Run one worker; gives its exit code."""
+    arguments = _parser().parse_args(argv)
+    if not parent_death.parent_is(arguments.parent_pid):
+        _log(f"process {arguments.parent_pid} is not (or no longer) the parent")
+        return EXIT_CRASHED
+    _set_limits(open_files_max=arguments.open_files_max, oom_score_adj=arguments.oom_score_adj)
+    _set_signals()
+    _send_output_to_log()
+    pipes = Pipes(read_fd=arguments.read_fd, write_fd=arguments.write_fd)
+    backend = _find_backend(arguments.backend)
+    if backend is None:
+        return EXIT_PERMANENT
+    code = Host(backend, pipes).run()
+    sys.stderr.flush()
+    # Not `sys.exit`: an interpreter that shuts down around an engine's own threads can hang or crash.
+    os._exit(code)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="llmvisor_runtimes", description="One worker process of llmvisor.", allow_abbrev=False)
+    parser.add_argument("backend")
+    parser.add_argument("--read-fd", type=_pipe_fd, required=True, help="commands come in here")
+    parser.add_argument("--write-fd", type=_pipe_fd, required=True, help="reports go out here")
+    parser.add_argument("--parent-pid", type=int, required=True, help="end at once if this is not the parent")
+    parser.add_argument("--nonce", required=True, help="tells this process from a later one with the same pid")
+    parser.add_argument("--oom-score-adj", type=int, help="see proc(5)")
+    parser.add_argument("--open-files-max", type=int, help="soft limit of open files")
+    return parser
+
+
+def _pipe_fd(text: str) -> int:
+    fd = int(text)
+    if fd <= 2:
+        raise argparse.ArgumentTypeError("frames never use stdin, stdout or stderr")
+    try:
+        os.fstat(fd)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"file descriptor {fd}: {error.strerror}") from error
+    return fd
+
+
+def _set_limits(*, open_files_max: int | None, oom_score_adj: int | None) -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if open_files_max is not None:
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        soft = open_files_max if hard == resource.RLIM_INFINITY else min(open_files_max, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if oom_score_adj is not None:
+        # Lowering it needs a privilege, and other systems have none of it.
+        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as score:
+            score.write(str(oom_score_adj))
+
+
+def _set_signals() -> None:
+    # A parent's ignored signals are inherited.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # Ctrl-C in a terminal is for the daemon, which ends its workers in order.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # SIGABRT of a worker that hangs leaves every thread's stack in the log.
+    faulthandler.enable(file=sys.stderr, all_threads=True)
+    sys.setswitchinterval(limits.thread_switch_interval_seconds)
+
+
+def _send_output_to_log() -> None:
+    """One log: what engines print on stdout goes where stderr goes, line by line."""
+    sys.stdout.flush()
+    os.dup2(2, 1)
+    for stream in (sys.stdout, sys.stderr):
+        # pytest and the like put streams of another kind there.
+        if reconfigure := getattr(stream, "reconfigure", None):
+            reconfigure(line_buffering=True, errors="backslashreplace")
+
+
+def _find_backend(name: str) -> Backend | None:
+    """The backend that is registered under this name, or None with the reason in the log."""
+    entry_points = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
+    if name not in entry_points.names:
+        _log(f"no backend is named {name!r}; there are: {', '.join(sorted(entry_points.names)) or 'none'}")
+        return None
+    try:
+        backend: Backend = entry_points[name].load()()
+    except ImportError as error:
+        _log(f"the backend {name!r} cannot be imported: {error}")
+        return None
+    return backend
+
+
+def _log(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,116 @@
+"""The prompt thread: tokenizing and templates, apart from the engine: a long prompt holds up nobody's decoding."""
+
+from __future__ import annotations
+
+import queue
+import traceback
+from collections.abc import Callable, Sequence
+
+from llmvisor_runtimes import limits
+from llmvisor_runtimes.backend import Backend, RequestError
+from llmvisor_runtimes.pipes import Pipes
+from llmvisor_runtimes.protocol import (
+    ApplyTemplate,
+    Detokenize,
+    Failed,
+    Generate,
+    Prompt,
+    Report,
+    Text,
+    TextPrompt,
+    Tokenize,
+    TokenPrompt,
+    Tokens,
+)
+from llmvisor_runtimes.waiting import WaitingRequests
+
+PromptCommand = Generate | Tokenize | Detokenize | ApplyTemplate
+
+
+class Prompted:
+    """A request with its prompt as tokens, ready for the engine."""
+
+    __slots__ = ("request", "tokens")
+
+    def __init__(self, request: Generate, tokens: list[int]) -> None:
+        self.request = request
+        self.tokens = tokens
+
+
+class PromptThread:
+    """Answers what needs the tokenizer alone, and makes requests ready for the engine, in the order they come."""
+
+    def __init__(
+        self, backend: Backend, pipes: Pipes, waiting: WaitingRequests, ready: Callable[[Prompted], None]
+    ) -> None:
+        self.loaded = False
+        """Set by the engine thread once the model is there."""
+        self._backend = backend
+        self._pipes = pipes
+        self._waiting = waiting
+        self._ready = ready
+        self._queue: queue.SimpleQueue[PromptCommand] = queue.SimpleQueue()
+        self.put = self._queue.put
+
+    def run(self) -> None:
+        """Work for ever."""
+        while True:
+            command = self._queue.get()
+            try:
+                if not self.loaded:
+                    raise RequestError("internal_error", "no model is loaded")  # noqa: TRY301 - answered right below
+                self._handle(command)
+            except RequestError as error:
+                self._fail(command, Failed(command.id, error.kind, error.message, error.param))
+            except Exception as error:  # noqa: BLE001 - one request's failure, with the traceback in the log
+                traceback.print_exc()
+                self._fail(command, Failed(command.id, "internal_error", f"{type(error).__name__}: {error}"))
+
+    def _handle(self, command: PromptCommand) -> None:
+        if isinstance(command, Generate):
+            if command.id in self._waiting:
+                self._ready(Prompted(command, self._tokenize(command.prompt, add_special=True, parse_special=True)))
+        elif isinstance(command, Tokenize):
+            tokens = self._tokenize(
+                command.prompt, add_special=command.add_special, parse_special=command.parse_special
+            )
+            self._answer(Tokens(command.id, tokens, self._pieces(tokens)))
+        elif isinstance(command, Detokenize):
+            self._answer(Text(command.id, self._backend.detokenize(command.tokens)[0]))
+        else:
+            self._answer(Text(command.id, self._backend.apply_template(command.prompt)))
+
+    def _tokenize(self, prompt: Prompt, *, add_special: bool, parse_special: bool) -> list[int]:
+        if isinstance(prompt, TokenPrompt):
+            return prompt.tokens
+        if isinstance(prompt, TextPrompt) and len(prompt.text.encode()) > limits.tokenize_text_bytes_max:
+            raise RequestError("invalid_value", f"a text is over {limits.tokenize_text_bytes_max} bytes", "prompt")
+        return self._backend.tokenize(prompt, add_special=add_special, parse_special=parse_special)
+
+    def _pieces(self, tokens: Sequence[int]) -> list[bytes]:
+        return self._backend.detokenize(tokens)[1]
+
+    def _answer(self, report: Report) -> None:
+        try:
+            self._pipes.send([report])
+        except ValueError as error:
+            raise RequestError("invalid_value", f"the answer is too long: {error}") from error
+
+    def _fail(self, command: PromptCommand, failed: Failed) -> None:
+        # A request that was cancelled meanwhile has its answer already.
+        if not isinstance(command, Generate) or self._waiting.remove(command.id):
+            self._pipes.send([failed])
+
+
+def check_request(request: Generate) -> None:
+    """Refuse what is over the worker's own bounds, whatever the daemon let through. Raises `RequestError`."""
+    bounds = (
+        ("n", request.n, 1, limits.choices_max),
+        ("stop", len(request.stop), 0, limits.stop_strings_max),
+        ("logprobs", request.logprobs or 0, 0, limits.top_logprobs_max),
+    )
+    for param, value, least, most in bounds:
+        if not least <= value <= most:
+            raise RequestError("invalid_value", f"{param} is {value}, outside {least} to {most}", param)
+    if request.max_tokens is not None and request.max_tokens < 0:
+        raise RequestError("invalid_value", f"max_tokens is {request.max_tokens}, below 0", "max_tokens")

@@ -1,0 +1,190 @@
+"""The scheduler under thousands of random interleavings of requests, crashes, unloads and time.
+
+The machine below plays the runtime actor and the worker. Whatever the order of events: a request ends exactly once, a
+worker never runs twice or takes more than it can, and when the events stop, nothing is left waiting.
+"""
+
+from __future__ import annotations
+
+import random as random_module
+
+import hypothesis.strategies as st
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from llmvisor.supervision.restart import RestartPolicy
+from llmvisor.supervision.scheduler import (
+    Effect,
+    Grant,
+    Refuse,
+    Scheduler,
+    SchedulerSettings,
+    StartWorker,
+    StopWorker,
+    Ticket,
+)
+from llmvisor.supervision.state import HAS_WORKER, State
+
+SLOTS = 3
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        policy = RestartPolicy(
+            restarts_max=3,
+            window_seconds=60,
+            backoff_seconds=(0.1, 10),
+            stable_seconds=60,
+            random=random_module.Random(1).random,
+        )
+        settings_ = SchedulerSettings(queue_limit=5, load_timeout_seconds=20, idle_timeout_seconds=30)
+        self.scheduler = Scheduler(settings_, policy)
+        self.now = 0.0
+        self.next_id = 0
+        self.worker = False
+        self.stopping = False
+        self.waiting: set[int] = set()
+        self.running: dict[int, int] = {}
+        self.weights: dict[int, int] = {}
+        self.outcomes: dict[int, str] = {}
+
+    # -------------------------------------------------------------------------------------------- the actor's part
+
+    def apply(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case StartWorker():
+                    assert not self.worker, "two workers at once"
+                    self.worker, self.stopping = True, False
+                case StopWorker():
+                    assert self.worker, "there is nothing to stop"
+                    self.stopping = True
+                case Grant(id):
+                    assert self.scheduler.state is State.READY
+                    assert not self.stopping, "granted to a worker that is leaving"
+                    assert id in self.waiting
+                    self.waiting.remove(id)
+                    self.running[id] = min(self.weights[id], SLOTS)
+                case Refuse(id):
+                    self.waiting.discard(id)
+                    self.running.pop(id, None)
+                    self.end(id, "refused")
+                case _:
+                    pass
+
+    def end(self, id: int, outcome: str) -> None:
+        assert id not in self.outcomes, f"request {id} ended twice"
+        self.outcomes[id] = outcome
+
+    # -------------------------------------------------------------------------------------------- what may happen
+
+    @rule(weight=st.integers(0, 5), keep_alive=st.sampled_from([None, None, None, 0.0, 5.0, -1.0]))
+    def submit(self, weight: int, keep_alive: float | None) -> None:
+        self.next_id += 1
+        self.waiting.add(self.next_id)
+        self.weights[self.next_id] = weight
+        ticket = Ticket(self.next_id, weight, self.now)
+        self.apply(self.scheduler.submit(ticket, keep_alive_seconds=keep_alive))
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def finish(self, data: st.DataObject) -> None:
+        id = data.draw(st.sampled_from(sorted(self.running)))
+        del self.running[id]
+        self.end(id, "done")
+        self.apply(self.scheduler.ended(id, self.now))
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data())
+    def withdraw(self, data: st.DataObject) -> None:
+        id = data.draw(st.sampled_from(sorted(self.waiting)))
+        self.waiting.remove(id)
+        self.end(id, "withdrawn")
+        self.apply(self.scheduler.withdrawn(id, self.now))
+
+    @precondition(lambda self: self.worker and self.scheduler.state in {State.LOADING, State.STOPPING})
+    @rule()
+    def load_finishes(self) -> None:
+        if self.scheduler.state is State.LOADING or self.stopping:
+            self.apply(self.scheduler.loaded(SLOTS, self.now))
+
+    @precondition(lambda self: self.worker and not self.stopping and self.scheduler.state is State.LOADING)
+    @rule()
+    def no_room(self) -> None:
+        self.worker = False
+        self.apply(self.scheduler.denied("no room", self.now))
+
+    @precondition(lambda self: self.worker)
+    @rule(permanent=st.sampled_from([False, False, False, True]))
+    def worker_exits(self, permanent: bool) -> None:
+        self.worker = self.stopping = False
+        self.apply(self.scheduler.exited("gone", self.now, permanent=permanent))
+
+    @precondition(lambda self: self.worker)
+    @rule(permanent=st.booleans())
+    def worker_breaks(self, permanent: bool) -> None:
+        self.apply(self.scheduler.broken("garbage", permanent=permanent))
+
+    @precondition(lambda self: self.worker)
+    @rule()
+    def worker_hangs(self) -> None:
+        self.apply(self.scheduler.hung("no progress"))
+
+    @rule(force=st.booleans())
+    def unload(self, force: bool) -> None:
+        self.apply(self.scheduler.unload_wanted(self.now, force=force))
+
+    @rule()
+    def load(self) -> None:
+        self.apply(self.scheduler.load_wanted(self.now))
+
+    @rule()
+    def reset(self) -> None:
+        self.apply(self.scheduler.reset(self.now))
+
+    @rule(seconds=st.sampled_from([0.01, 0.5, 3.0, 12.0, 40.0, 4000.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+        self.apply(self.scheduler.wake(self.now))
+
+    # -------------------------------------------------------------------------------------------- what always holds
+
+    @invariant()
+    def counts_agree(self) -> None:
+        assert self.scheduler.queued == len(self.waiting)
+        assert self.scheduler.running == len(self.running)
+        assert self.scheduler.slots_busy == sum(self.running.values())
+
+    @invariant()
+    def nobody_gets_more_than_there_is(self) -> None:
+        assert sum(self.running.values()) <= SLOTS
+
+    @invariant()
+    def a_worker_lives_in_the_states_that_have_one(self) -> None:
+        assert self.worker == (self.scheduler.state in HAS_WORKER)
+
+    @invariant()
+    def who_waits_has_something_to_wait_for(self) -> None:
+        """Else it would hang for ever: a worker that works or leaves, or a moment at which something happens."""
+        if self.waiting:
+            assert self.worker or self.scheduler.next_wake() is not None
+
+    def teardown(self) -> None:
+        """When the events stop and the daemon ends, every request has ended once and no worker is left."""
+        self.apply(self.scheduler.shutdown(self.now))
+        while self.running:
+            id = next(iter(self.running))
+            del self.running[id]
+            self.end(id, "done")
+            self.apply(self.scheduler.ended(id, self.now))
+        if self.worker:
+            self.worker_exits(False)
+        assert self.scheduler.state is State.CLOSED
+        assert not self.waiting
+        assert not self.worker
+        assert set(self.outcomes) == set(range(1, self.next_id + 1))
+
+
+TestSchedulerSimulation = SchedulerMachine.TestCase
+TestSchedulerSimulation.settings = settings(max_examples=400, stateful_step_count=60, deadline=None)

@@ -1,0 +1,231 @@
+"""A Service that follows a script: what the HTTP front is tested and measured against, without a worker."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import count, islice
+from typing import Self
+
+from llmvisor.control.api import ModelStatus
+from llmvisor.errors import LlmvisorError, ModelNotFound
+from llmvisor.services.service import Generation
+from llmvisor_runtimes.protocol import (
+    ChatPrompt,
+    Delta,
+    Done,
+    FinishReason,
+    Prompt,
+    TextPrompt,
+    TokenLogprob,
+    TokenPrompt,
+    Tokens,
+    TopLogprob,
+)
+
+LIGHT = ModelStatus(
+    id="light/smol",
+    name="smol",
+    tier="light",
+    aliases=["tiny"],
+    service="local",
+    backend="mock",
+    state="loaded",
+    path="/models/smol.gguf",
+    size=98_000_000,
+    context_length=8192,
+    n_ctx=4096,
+    capabilities=["chat", "completions", "tokenize"],
+    created=1_700_000_000,
+    loaded_at="2026-01-01T00:00:00Z",
+)
+PLAIN = ModelStatus(
+    id="plain",
+    name="plain",
+    tier=None,
+    aliases=[],
+    service="local",
+    backend="mock",
+    state="not_loaded",
+    created=1_600_000_000,
+)
+EMBEDDER = ModelStatus(
+    id="embedding/bge",
+    name="bge",
+    tier="embedding",
+    aliases=[],
+    service="local",
+    backend="mock",
+    state="not_loaded",
+    type="embeddings",
+    capabilities=["embeddings"],
+)
+MODELS = [LIGHT, PLAIN, EMBEDDER]
+
+
+@dataclass
+class Script:
+    """What a generation does. Each choice says `pieces`, one token each."""
+
+    pieces: Sequence[str | bytes] = ("Hello", " world", "!")
+    by_prompt: bool = False
+    """Say the prompt's own words instead."""
+    endless: bool = False
+    """Say `pieces` over and over until cancelled."""
+    batch: int = 1
+    """Deltas that have come at each step of the iteration."""
+    refuse: LlmvisorError | None = None
+    """Raised by `generate`."""
+    fail: Exception | None = None
+    """Raised by the iteration after `fail_after` deltas."""
+    fail_after: int = 0
+    delay_seconds: float = 0.0
+    """Before the first delta."""
+    gate: asyncio.Event | None = None
+    """Waited for before the first delta."""
+    finish: FinishReason | None = "stop"
+    logprob: float = -0.5
+    queue_ms: float = 1.5
+    load_ms: float = 0.25
+    done: bool = True
+    prompt_tokens: int = 5
+    cached_tokens: int = 2
+
+
+class FakeStream:
+    """See `services.service.Stream`."""
+
+    def __init__(self, service: FakeService, generation: Generation, script: Script) -> None:
+        self.queue_ms = 0.0
+        self.load_ms = 0.0
+        self.done: Done | None = None
+        self.generation = generation
+        self._service = service
+        self._script = script
+
+    async def __aenter__(self) -> Self:
+        self._service.running += 1
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._service.running -= 1
+        if self.done is None:
+            self._service.cancelled.append(self.generation.request_id)
+
+    async def __aiter__(self) -> AsyncIterator[Sequence[Delta]]:
+        script = self._script
+        if script.delay_seconds:
+            await asyncio.sleep(script.delay_seconds)
+        if script.gate is not None:
+            await script.gate.wait()
+        self.queue_ms, self.load_ms = script.queue_ms, script.load_ms
+        deltas = self._deltas()
+        if script.fail is not None:
+            deltas = islice(deltas, script.fail_after)
+        sent = 0
+        while batch := list(islice(deltas, script.batch)):
+            sent += sum(len(delta.tokens) for delta in batch)
+            self._service.tokens_sent += len(batch)
+            yield batch
+            await asyncio.sleep(0)
+        if script.fail is not None:
+            raise script.fail
+        if script.done:
+            self.done = Done(
+                id=1,
+                prompt_tokens=script.prompt_tokens,
+                cached_tokens=script.cached_tokens,
+                completion_tokens=sent,
+                prompt_ms=10.0,
+                predicted_ms=20.0,
+            )
+
+    def _deltas(self) -> Iterator[Delta]:
+        """Token by token over all choices, then the finish of each."""
+        choices = range(self.generation.n)
+        pieces = self._pieces()
+        if self._script.endless:
+            texts = [piece if isinstance(piece, str) else piece.decode() for piece in pieces]
+            deltas = [Delta(id=1, index=index, text=text, tokens=[7]) for text in texts for index in choices]
+            for _ in count():
+                yield from deltas
+        for number, piece in enumerate(pieces[: self.generation.max_tokens]):
+            for index in choices:
+                yield self._delta(index, number, piece)
+        cut = self.generation.max_tokens is not None and self.generation.max_tokens < len(pieces)
+        for index in choices:
+            finish = "length" if cut else self._script.finish
+            yield Delta(id=1, index=index, text="", tokens=[], finish=finish)
+
+    def _delta(self, index: int, token: int, piece: str | bytes) -> Delta:
+        raw = piece.encode() if isinstance(piece, str) else piece
+        text = raw.decode(errors="replace")
+        logprobs: list[TokenLogprob] = []
+        if self.generation.logprobs is not None:
+            # Later choices are likelier, so that best_of has something to choose.
+            logprob = self._script.logprob / (index + 1)
+            top = [TopLogprob(token=9, piece=b" other", logprob=float("-inf"))][: self.generation.logprobs]
+            logprobs = [TokenLogprob(token=token, piece=raw, logprob=logprob, top=top)]
+        return Delta(id=1, index=index, text=text, tokens=[token], logprobs=logprobs)
+
+    def _pieces(self) -> Sequence[str | bytes]:
+        prompt = prompt_text(self.generation.prompt)
+        said = prompt.split() if self._script.by_prompt else self._script.pieces
+        return [prompt, *said] if self.generation.echo else said
+
+
+@dataclass
+class FakeService:
+    """See `services.service.Service`. `scripts` by model name; the others follow `script`."""
+
+    name: str = "local"
+    statuses: list[ModelStatus] = field(default_factory=lambda: list(MODELS))
+    script: Script = field(default_factory=Script)
+    scripts: dict[str, Script] = field(default_factory=dict[str, Script])
+    generations: list[Generation] = field(default_factory=list[Generation])
+    """All that were asked for, in order."""
+    cancelled: list[str] = field(default_factory=list[str])
+    """Request ids of those that were left before their end."""
+    running: int = 0
+    tokens_sent: int = 0
+
+    def models(self) -> list[ModelStatus]:
+        return self.statuses
+
+    def resolve(self, requested: str | None) -> str:
+        """Name, id, alias or tier; absent takes the first model."""
+        for status in self.statuses:
+            if requested in {None, status.name, status.id, status.tier, *status.aliases}:
+                return status.name
+        raise ModelNotFound(f"the model '{requested}' does not exist", param="model")
+
+    def generate(self, model: str, generation: Generation) -> FakeStream:
+        script = self.scripts.get(model, self.script)
+        self.generations.append(generation)
+        if script.refuse is not None:
+            raise script.refuse
+        return FakeStream(self, generation, script)
+
+    async def tokenize(self, model: str, prompt: Prompt, *, add_special: bool, parse_special: bool) -> Tokens:
+        """A token for each byte; a leading 1 with `add_special`."""
+        raw = prompt_text(prompt).encode()
+        start = [1] if add_special else []
+        pieces = [b"<s>"] if add_special else []
+        return Tokens(id=1, tokens=start + list(raw), pieces=pieces + [bytes([byte]) for byte in raw])
+
+    async def detokenize(self, model: str, tokens: list[int]) -> str:
+        return bytes(token % 256 for token in tokens).decode(errors="replace")
+
+    async def apply_template(self, model: str, prompt: ChatPrompt) -> str:
+        return prompt_text(prompt)
+
+
+def prompt_text(prompt: Prompt) -> str:
+    """A prompt as one text."""
+    if isinstance(prompt, TextPrompt):
+        return prompt.text
+    if isinstance(prompt, TokenPrompt):
+        return " ".join(str(token) for token in prompt.tokens)
+    turns = "".join(f"<{message.role}>{message.content}" for message in prompt.messages)
+    return turns + ("<assistant>" if prompt.add_generation_prompt else "")

@@ -1,0 +1,196 @@
+"""Starts one worker as the daemon does and speaks frames with it, synchronously."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from types import TracebackType
+from typing import Self, TypeVar
+
+import msgspec
+
+from llmvisor_runtimes.protocol import (
+    REPORT_DECODER,
+    Command,
+    Delta,
+    Done,
+    Failed,
+    FrameReader,
+    Generate,
+    Hello,
+    Load,
+    Loaded,
+    ModelOptions,
+    Report,
+    Sampling,
+    Step,
+    TextPrompt,
+    encode,
+)
+
+DEADLINE_SECONDS = 20.0
+R = TypeVar("R")
+GREEDY = Sampling(temperature=0)
+
+
+class WorkerEnded(Exception):
+    """The worker closed its report pipe."""
+
+
+class Reply(msgspec.Struct):
+    """Everything that came for one request."""
+
+    deltas: list[Delta] = []
+    done: Done | None = None
+    failed: Failed | None = None
+
+    def text(self, index: int = 0) -> str:
+        """The text of one choice."""
+        return "".join(delta.text for delta in self.deltas if delta.index == index)
+
+    def tokens(self, index: int = 0) -> list[int]:
+        """The token ids of one choice."""
+        return [token for delta in self.deltas if delta.index == index for token in delta.tokens]
+
+    def finish(self, index: int = 0) -> str | None:
+        """How one choice ended."""
+        return next((delta.finish for delta in self.deltas if delta.index == index and delta.finish), None)
+
+
+def load_of(*, parallel: int = 4, **options: object) -> Load:
+    """A `Load` of the mock with these options of its own (`MockOptions`)."""
+    raw = {name: msgspec.Raw(msgspec.msgpack.encode(value)) for name, value in options.items()}
+    return Load("test", "", ModelOptions(parallel=parallel, options=raw))
+
+
+def text_request(id: int, text: str, **fields: object) -> Generate:
+    """A greedy request."""
+    return msgspec.structs.replace(Generate(id, f"req-{id}", TextPrompt(text), GREEDY), **fields)
+
+
+class Worker:
+    """One worker process. Leave its `with` block and it is gone, with its group."""
+
+    def __init__(
+        self,
+        backend: str = "mock",
+        *,
+        extra: Iterable[str] = (),
+        env: dict[str, str] | None = None,
+        argv_prefix: Iterable[str] = (),
+    ) -> None:
+        command_read, self.command_fd = os.pipe()
+        self.report_fd, report_write = os.pipe()
+        argv = [
+            *(argv_prefix or (sys.executable, "-P", "-m", "llmvisor_runtimes")),
+            backend,
+            *("--read-fd", str(command_read), "--write-fd", str(report_write)),
+            *("--parent-pid", str(os.getpid()), "--nonce", os.urandom(8).hex()),
+            *extra,
+        ]
+        self.process = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=(command_read, report_write),
+            start_new_session=True,
+            env=None if env is None else {**os.environ, **env},
+        )
+        os.close(command_read)
+        os.close(report_write)
+        self._reader = FrameReader(REPORT_DECODER)
+        self._pending: list[Report] = []
+        self._log = b""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        for fd in (self.command_fd, self.report_fd):
+            with suppress(OSError):
+                os.close(fd)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def send(self, *commands: Command) -> None:
+        """Write commands in one go."""
+        self.write(b"".join(encode(command) for command in commands))
+
+    def write(self, data: bytes) -> None:
+        """Write bytes as they are."""
+        while data:
+            data = data[os.write(self.command_fd, data) :]
+
+    def close_commands(self) -> None:
+        """End the command pipe, as the daemon's death does."""
+        os.close(self.command_fd)
+
+    def receive(self, seconds: float = DEADLINE_SECONDS) -> Report:
+        """The next report. Raises `WorkerEnded` at the end, TimeoutError after the deadline."""
+        deadline = time.monotonic() + seconds
+        while not self._pending:
+            ready, _, _ = select.select([self.report_fd], [], [], max(0.0, deadline - time.monotonic()))
+            if not ready:
+                raise TimeoutError(f"no report within {seconds} s")
+            data = os.read(self.report_fd, 1024 * 1024)
+            if not data:
+                self._reader.close()
+                raise WorkerEnded
+            self._pending.extend(self._reader.feed(data))
+        return self._pending.pop(0)
+
+    def receive_until(self, kind: type[R], seconds: float = DEADLINE_SECONDS) -> R:
+        """The next report of a kind; others before it are dropped."""
+        deadline = time.monotonic() + seconds
+        while not isinstance(report := self.receive(max(0.0, deadline - time.monotonic())), kind):
+            pass
+        return report
+
+    def load(self, *, parallel: int = 4, **options: object) -> Loaded:
+        """Take the hello, load the mock, and wait until it is there."""
+        assert isinstance(self.receive(), Hello)
+        self.send(load_of(parallel=parallel, **options))
+        return self.receive_until(Loaded)
+
+    def generate(self, *requests: Generate) -> dict[int, Reply]:
+        """Send requests and collect everything for them until each has ended."""
+        self.send(*requests)
+        return self.collect([request.id for request in requests])
+
+    def collect(self, ids: Iterable[int], seconds: float = DEADLINE_SECONDS) -> dict[int, Reply]:
+        """Everything for these requests until each has ended."""
+        replies = {request_id: Reply() for request_id in ids}
+        deadline = time.monotonic() + seconds
+        while any(reply.done is None and reply.failed is None for reply in replies.values()):
+            report = self.receive(max(0.0, deadline - time.monotonic()))
+            if isinstance(report, Step):
+                for delta in report.deltas:
+                    replies[delta.id].deltas.append(delta)
+                for done in report.done:
+                    replies[done.id].done = done
+            elif isinstance(report, Failed):
+                replies[report.id].failed = report
+        return replies
+
+    def wait(self, seconds: float = DEADLINE_SECONDS) -> int:
+        """The exit code, as `subprocess` gives it."""
+        return self.process.wait(seconds)
+
+    def log(self) -> str:
+        """Everything on stdout and stderr, once the process and all who share its log have ended."""
+        assert self.process.stdout is not None
+        return self.process.stdout.read().decode()
