@@ -104,7 +104,7 @@ if ! $(BIN)/python -c 'import importlib.util as i, sys; sys.exit(i.find_spec("ll
   if ! command -v "$${CC:-cc}" >/dev/null; then \
     echo 'llama.cpp is compiled during setup, and there is no C compiler (Debian, Ubuntu: apt install build-essential; macOS: xcode-select --install)' >&2; exit 1; \
   fi; \
-  echo 'Installing llama-cpp-python: llama.cpp is compiled on this machine, about 4 minutes on 2 cores'; \
+  echo 'Installing llama-cpp-python: llama.cpp is compiled here, the first time; about 4 minutes on 2 cores'; \
   set -o pipefail; \
   if ! $(BIN)/python -m pip install --verbose --disable-pip-version-check -c constraints.txt llama-cpp-python 2>&1 \
       | tee $(VENV)/engine-build.log | $(SHOW_BUILD); then \

@@ -22,7 +22,8 @@ HELP = f"""\
 /model [NAME]        the model, or another one from here on
 /system [TEXT]       the system message, or a new one; /system off takes it away
 /set [NAME VALUE]    settings: {", ".join(list(SETTINGS)[:4])},
-                     {", ".join(list(SETTINGS)[4:])}; VALUE `default` takes one back
+                     {", ".join(list(SETTINGS)[4:])}
+                     (the value `default` takes one back)
 /stats [on|off]      tokens and speed after each answer
 /clear               forget the conversation
 /save FILE           as Markdown (.md), or as JSON

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import socket
+import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,10 +71,16 @@ class Client:
         query: Query | None = None,
         body: bytes | None = None,
         silence_seconds_max: float | None = None,
+        seconds_max: float | None = None,
     ) -> Generator[Iterator[ServerSentEvent]]:
-        """Events as they come; leaving the block closes the connection, which cancels what the daemon does for it."""
-        with self._request(method, path, query=query, body=body, timeout_seconds=silence_seconds_max) as response:
-            yield self._events(response)
+        """Events as they come, for `seconds_max` in all; a silence of `silence_seconds_max` ends them as well.
+
+        Leaving the block closes the connection, which cancels what the daemon does for it. Raises `TimedOut`.
+        """
+        ends_at = None if seconds_max is None else time.monotonic() + seconds_max
+        connection = _UnixConnection(self.socket_path, silence_seconds_max if seconds_max is None else seconds_max)
+        with self._request(connection, method, path, query=query, body=body) as response:
+            yield self._events(response, connection, ends_at=ends_at)
 
     def _call(
         self,
@@ -85,9 +92,9 @@ class Client:
         accept: tuple[int, ...] = (),
         timeout_seconds: float = limits.answer_seconds_max,
     ) -> bytes:
-        timeout = self.timeout_seconds or timeout_seconds
+        connection = _UnixConnection(self.socket_path, self.timeout_seconds or timeout_seconds)
         with (
-            self._request(method, path, query=query, body=body, timeout_seconds=timeout, accept=accept) as response,
+            self._request(connection, method, path, query=query, body=body, accept=accept) as response,
             self._faults_told(),
         ):
             return _body(response)
@@ -95,15 +102,14 @@ class Client:
     @contextmanager
     def _request(
         self,
+        connection: _UnixConnection,
         method: str,
         path: str,
         *,
         query: Query | None,
         body: bytes | None,
-        timeout_seconds: float | None,
         accept: tuple[int, ...] = (),
     ) -> Generator[http.client.HTTPResponse]:
-        connection = _UnixConnection(self.socket_path, timeout_seconds)
         headers = {"Content-Type": "application/json"} if body is not None else {}
         try:
             with self._faults_told():
@@ -116,12 +122,16 @@ class Client:
         finally:
             connection.close()
 
-    def _events(self, response: http.client.HTTPResponse) -> Iterator[ServerSentEvent]:
+    def _events(
+        self, response: http.client.HTTPResponse, connection: _UnixConnection, *, ends_at: float | None
+    ) -> Iterator[ServerSentEvent]:
         if not (response.getheader("Content-Type") or "").startswith("text/event-stream"):
             raise CtlError(f"{self.socket_path} answered with no event stream: is it llmvisor's?")
         parser = EventParser()
         while True:
             with self._faults_told():
+                if ends_at is not None:
+                    connection.limit(ends_at - time.monotonic())
                 line = response.readline(limits.event_bytes_max)
             if not line:
                 return
@@ -208,8 +218,17 @@ class _UnixConnection(http.client.HTTPConnection):
     def __init__(self, path: Path, timeout_seconds: float | None) -> None:
         super().__init__("localhost", timeout=timeout_seconds)
         self._path = path
+        # http.client drops `sock` once an answer that ends the connection begins; the answer still reads from it.
+        self._socket: socket.socket | None = None
 
     def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
+        self.sock = self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(self.timeout)
+        self._socket.connect(str(self._path))
+
+    def limit(self, seconds: float) -> None:
+        """How long the next read may take. Raises `TimeoutError` where nothing is left."""
+        if seconds <= 0:
+            raise TimeoutError
+        if self._socket is not None:
+            self._socket.settimeout(seconds)

@@ -111,9 +111,9 @@ class Statistics:
 class Answer:
     """An answer that is still coming; iterating gives its text, piece by piece."""
 
-    def __init__(self, events: Iterator[bytes]) -> None:
+    def __init__(self, events: Iterator[bytes], *, asked_at: float) -> None:
         self._events = events
-        self.statistics = Statistics(now=time.monotonic())
+        self.statistics = Statistics(now=asked_at)
 
     def __iter__(self) -> Iterator[str]:
         """Raises `CtlError` for an error in the stream, and for one that is cut."""
@@ -144,5 +144,6 @@ def answering(client: Client, request: ChatRequest) -> Generator[Answer]:
     request.stream_options = StreamOptions()
     silence = client.timeout_seconds or limits.generation_silence_seconds_max
     body = msgspec.json.encode(request)
+    asked_at = time.monotonic()
     with client.stream("POST", COMPLETIONS_PATH, body=body, silence_seconds_max=silence) as events:
-        yield Answer(event.data for event in events)
+        yield Answer((event.data for event in events), asked_at=asked_at)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 
 from llmctl.client import Client, decode, segment
 from llmctl.errors import DONE, CtlError, NotFound, TimedOut
 from llmctl.progress import job_display
 from llmctl.session import Session
+from llmctl.sse import ServerSentEvent
 from llmctl.terminal import printable
 from llmvisor.control.api import ErrorAnswer, Job
 
@@ -47,37 +46,26 @@ def _states(client: Client, job: Job) -> Iterator[Job]:
     if job.ended_at is not None:
         return
     path = f"/jobs/{segment(job.id)}"
-    with (
-        _deadline(client, job) as left_seconds,
-        client.stream("GET", f"{path}/events", silence_seconds_max=client.timeout_seconds) as events,
-    ):
-        for event in events:
-            if event.kind == "error":
-                raise CtlError(decode(event.data, ErrorAnswer).error.message)
-            job = decode(event.data, Job)
-            yield job
-            if job.ended_at is not None:
-                return
-            left_seconds()
+    hint = f"see: llmctl jobs watch {job.id}"
+    try:
+        with client.stream("GET", f"{path}/events", seconds_max=client.timeout_seconds) as events:
+            for event in events:
+                job = _state(event)
+                yield job
+                if job.ended_at is not None:
+                    return
+    except TimedOut:
+        raise TimedOut(f"the job {job.id} is not done after {client.timeout_seconds} s", hint=hint) from None
     job = decode(client.get(path), Job)
     if job.ended_at is None:
-        raise CtlError(f"the daemon stopped telling about the job {job.id}", hint=f"see: llmctl jobs watch {job.id}")
+        raise CtlError(f"the daemon stopped telling about the job {job.id}", hint=hint)
     yield job
 
 
-@contextmanager
-def _deadline(client: Client, job: Job) -> Generator[Callable[[], None]]:
-    began = time.monotonic()
-
-    def left_seconds() -> None:
-        if client.timeout_seconds is not None and time.monotonic() - began > client.timeout_seconds:
-            raise TimedOut("too late")
-
-    try:
-        yield left_seconds
-    except TimedOut:
-        hint = f"it goes on: llmctl jobs watch {job.id}"
-        raise TimedOut(f"the job {job.id} is not done after {client.timeout_seconds:g} s", hint=hint) from None
+def _state(event: ServerSentEvent) -> Job:
+    if event.kind == "error":
+        raise CtlError(printable(decode(event.data, ErrorAnswer).error.message))
+    return decode(event.data, Job)
 
 
 def _interrupted(session: Session, job: Job, *, cancel: bool) -> None:

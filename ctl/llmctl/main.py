@@ -24,20 +24,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         # What a model says may be more than an old terminal's character set holds.
         stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType] - TextIO lacks it, the standard streams have it
-    out = standard_terminal()
     try:
-        code = _run(sys.argv[1:] if argv is None else argv, out)
+        code = _guarded(sys.argv[1:] if argv is None else argv, standard_terminal())
         sys.stdout.flush()
-    except CtlError as error:
-        code = _report(error, out)
-    except KeyboardInterrupt:
-        out.note("")
-        code = INTERRUPTED
     except BrokenPipeError:
-        # `llmctl logs | head`: the reader has enough. Nothing may be flushed into the pipe at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # `llmctl logs | head`: the reader has enough. What is still buffered must not meet the pipe at exit.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nowhere, stream.fileno())
         code = DONE
     return code
+
+
+def _guarded(argv: Sequence[str], out: Terminal) -> int:
+    try:
+        return _run(argv, out)
+    except CtlError as error:
+        return _report(error, out)
+    except UnicodeEncodeError:
+        return _report(UsageError("an argument is not UTF-8"), out)
+    except KeyboardInterrupt:
+        out.note("")
+        return INTERRUPTED
 
 
 def _run(argv: Sequence[str], out: Terminal) -> int:

@@ -101,10 +101,10 @@ def _row(runtime: RuntimeStatus) -> list[Cell]:
         Cell(str(runtime.pid) if alive else ""),
         Cell(render.size(runtime.memory)),
         Cell(f"{runtime.slots_busy}/{runtime.slots}" if alive else ""),
-        Cell(str(runtime.queued)),
+        Cell(str(runtime.queued) if alive or runtime.queued else ""),
         Cell(f"{runtime.tokens_per_second:.0f}" if alive else ""),
         Cell(render.countdown(runtime.idle_left_seconds)),
-        Cell(str(runtime.restarts), "yellow" if runtime.restarts else ""),
+        Cell(str(runtime.restarts) if alive or runtime.restarts else "", "yellow" if runtime.restarts else ""),
     ]
 
 

@@ -195,8 +195,10 @@ def _terms(text: str, at: int, operation: Operation, offset: int) -> tuple[tuple
         match = _TERM.match(text, at)
         if match is None:
             raise FailpointError("expected [COUNT*]VERB[(ARGUMENT)]", offset + at)
-        found.append(_checked(match, operation, offset))
         at = match.end()
+        if text.startswith("(", at):
+            raise FailpointError("this '(' has no ')'", offset + at)
+        found.append(_checked(match, operation, offset))
         if not text.startswith("->", at):
             break
         at += 2

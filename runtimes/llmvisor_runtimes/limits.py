@@ -49,7 +49,7 @@ mock_cached_prompts_max = 64
 template_source_bytes_max = 128 * 1024
 """The longest chat template that is compiled."""
 
-template_work_bytes_max = 1024 * 1024 * 1024
+template_work_bytes_max = 256 * 1024 * 1024
 """Texts and lists that one rendering may make on its way, all together."""
 
 template_integer_bits_max = 16 * 1024

@@ -13,10 +13,10 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
 from types import BuiltinMethodType
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 from jinja2 import Template, Undefined, nodes, pass_context
 from jinja2.exceptions import SecurityError
@@ -28,7 +28,17 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 from markupsafe import escape
 
-from llmvisor_runtimes.meter import Meter, check_bits, check_integers, columns, count, size, weight
+from llmvisor_runtimes.meter import (
+    REFERENCE_BYTES,
+    Meter,
+    check_bits,
+    check_integers,
+    check_size,
+    columns,
+    count,
+    size,
+    weight,
+)
 
 _FILTERS = frozenset(
     "abs capitalize count d default dictsort first float items last length list lower map max min reject rejectattr "
@@ -171,12 +181,15 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if isinstance(owner, str) or isinstance(obj, BuiltinMethodType):
             _check_method(owner, obj.__name__)
             if isinstance(owner, str):
-                return self._string_method(owner, obj, args, kwargs)
+                args = self._string_arguments(owner, obj.__name__, args)
         if isinstance(obj, LoopContext):
             args = tuple(self.turns(argument, 0) for argument in args)
         result = super().call(context, obj, *args, **kwargs)
         self.meter.charge(weight(result) if obj is dict else size(result))
         return result
+
+    def unsafe_undefined(self, obj: Any, attribute: str) -> NoReturn:
+        raise SecurityError(f"access to attribute {attribute!r} of {type(obj).__name__!r} object is unsafe")
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         """jinja2's guarded `str.format`, where no field may be wide or nested."""
@@ -197,17 +210,15 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     # ------------------------------------------------------------------------------------- what can make much of little
 
-    def _string_method(self, owner: str, method: Callable[..., Any], args: Sequence[Any], kwargs: Any) -> Any:
-        name = method.__name__
-        if name in {"center", "ljust", "rjust", "zfill"}:
-            self.meter.charge(count(args[0]) if args else 0)
+    def _string_arguments(self, owner: str, name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The arguments of a method of text, once what it will make is charged."""
+        if name in {"center", "ljust", "rjust", "zfill"} and args:
+            self.meter.charge(count(args[0]))
         elif name == "replace" and len(args) >= 2:
             self._charge_replace(owner, *args[:2])
         elif name == "join" and len(args) == 1:
-            return self._joined(owner, args[0])
-        result = method(*args, **kwargs)
-        self.meter.charge(size(result))
-        return result
+            return (self._texts(owner, args[0]),)
+        return args
 
     def _charge_replace(self, text: str, old: str, new: str) -> None:
         self.meter.charge(len(text) + text.count(old) * max(0, len(new) - len(old)))
@@ -221,9 +232,18 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return weight(value, written=_WRITTEN)
 
     def _joined(self, separator: str, parts: Iterable[Any]) -> str:
-        texts = [self.text(part) for part in self.turns(parts, 0)]
-        self.meter.charge(sum(map(len, texts)) + len(separator) * len(texts))
-        return separator.join(texts)
+        return separator.join(self._texts(separator, parts))
+
+    def _texts(self, separator: str, parts: Iterable[Any]) -> list[str]:
+        """The parts as text, once their sum is charged."""
+        texts: list[str] = []
+        total = 0
+        for part in self.turns(parts, 0):
+            texts.append(text := self.text(part))
+            total += len(text) + len(separator)
+            check_size(total)
+        self.meter.charge(total)
+        return texts
 
     # ------------------------------------------------------------------------------------------------------ filters
 
@@ -307,7 +327,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
         sort_keys: bool = False,
     ) -> str:
         """JSON as chat templates expect it: characters and order kept, nothing escaped for HTML."""
-        self.meter.charge(self._written(value))
+        written = self._written(value)
+        self.meter.charge(written + written // REFERENCE_BYTES * sum(map(len, separators or ())))
         encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
         if indent is None:
             return encoder.encode(value)

@@ -95,7 +95,7 @@ def test_parse_checks_and_types_arguments(verb: str, argument: object) -> None:
         ("load=ok(1)", 5, "no argument"),
         ("load=afterend", 5, "cannot happen in load"),
         ("tokenize=ignoreterm", 9, "cannot happen in tokenize"),
-        ("load=delay(1", 10, "expected '->'"),
+        ("load=delay(1", 10, "no '\\)'"),
         ("load=ok;load=ok", 8, "given twice"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 
 import msgspec
 
@@ -29,10 +30,18 @@ class Surroundings(msgspec.Struct, frozen=True):
 class Draft:
     """The settings under way to a tree, with what is wrong in them."""
 
-    def __init__(self, settings: Mapping[Path, Setting], models: Mapping[str, Origin], around: Surroundings) -> None:
+    def __init__(
+        self,
+        settings: Mapping[Path, Setting],
+        models: Mapping[str, Origin | None],
+        around: Surroundings,
+        broken: AbstractSet[Path] = frozenset(),
+    ) -> None:
         self.settings = dict(settings)
+        self.broken = broken
+        """Keys that were set to what they do not take."""
         self.models = models
-        """Names in order, and who named each first."""
+        """Names in order, and where the file names each, if it does."""
         self.around = around
         self.problems: list[Problem] = []
         self.warnings: list[str] = []
@@ -47,9 +56,12 @@ class Draft:
 
     def origin(self, path: Path) -> Origin:
         setting = self.settings.get(path)
-        if setting is None and len(path) == 2 and path[0] == "models":
-            return self.models.get(path[1], DEFAULT)
-        return DEFAULT if setting is None else setting.origin
+        if setting is not None:
+            return setting.origin
+        if len(path) == 2 and path[0] == "models":
+            of_model = (each.origin for each in self.settings.values() if each.path[:2] == path)
+            return self.models.get(path[1]) or next(of_model, DEFAULT)
+        return DEFAULT
 
     def put(self, path: Path, value: object, origin: Origin) -> None:
         self.settings[path] = Setting(path, value, origin, self.around.output_folder)

@@ -16,7 +16,7 @@ import msgspec
 from llmvisor.config import schema
 from llmvisor.config.origins import Origin, Path, dotted
 from llmvisor.config.settings import Layer, Problem, Setting, wrong_value
-from llmvisor.config.tree import TIERS, Tier
+from llmvisor.config.tree import TIERS, ModelConfig, Tier
 from llmvisor.config.values import Given, WrongValue, convert
 
 PREFIX = "LLMVISOR__"
@@ -98,10 +98,18 @@ def name_models(models: Models, variables: Iterable[Variable]) -> None:
             if (key == "path" or (key == "backend" and variable.value == "mock")) and models.of_tier(tier) is None:
                 models.tiers[tier] = tier
             continue
-        match = re.fullmatch(r"LLMVISOR__MODELS__(.+)__(PATH|BACKEND)", variable.name, re.IGNORECASE)
-        if match is not None and not models.by_folded(fold(match[1])):
-            name = match[1].lower()
-            models.tiers[name] = name if name in TIERS else None
+        parts = variable.name.upper().split("__")
+        if parts[:2] == ["LLMVISOR", "MODELS"] and parts[-1] in ("PATH", "BACKEND"):
+            name, rest = _at_key(parts[2:])
+            if len(rest) == 1 and not models.by_folded(fold(name)):
+                models.tiers[name.lower()] = name.lower() if name.lower() in TIERS else None
+
+
+def _at_key(parts: list[str]) -> tuple[str, list[str]]:
+    """A model's name as it stands in a variable's, and the parts from the first that is a key of models."""
+    known = schema.fields(ModelConfig)
+    end = next((index for index, part in enumerate(parts) if index and part.lower() in known), 1)
+    return "__".join(parts[:end]), parts[end:]
 
 
 def read_variables(variables: Mapping[str, Variable], models: Models) -> tuple[Layer, list[str]]:
@@ -145,7 +153,8 @@ def _set(layer: Layer, variable: Variable, path: Path) -> None:
     try:
         converted = convert(Given(value, value, textual=True), place.type)
     except WrongValue as error:
-        _problem(layer, variable, wrong_value(path, variable.value, error.allowed))
+        text = wrong_value(path, variable.value, error.allowed)
+        layer.problems.append(Problem(variable.origin, text, path))
         return
     layer.settings.append(Setting(path, converted, variable.origin, variable.folder))
 
@@ -171,16 +180,15 @@ def _path(parts: list[str], models: Models) -> Path:
 
 
 def _model_and_rest(parts: list[str], models: Models) -> tuple[str, list[str]]:
-    # A name may fold to one with `__` in it, so that the longest that is a model's counts.
-    for length in range(len(parts) - 1, 0, -1):
-        named = models.by_folded(fold("__".join(parts[:length])))
-        if len(named) > 1:
-            raise LookupError(f"stands for more than one model: {', '.join(named)}")
-        if named:
-            return named[0], parts[length:]
-    near = schema.nearest(parts[0], list(models.tiers))
+    word, rest = _at_key(parts)
+    named = models.by_folded(fold(word))
+    if len(named) > 1:
+        raise LookupError(f"stands for more than one model: {', '.join(named)}")
+    if named:
+        return named[0], rest
+    near = schema.nearest(word, list(models.tiers))
     hint = f", the nearest is {near}" if near else f"; there are: {', '.join(models.tiers)}"
-    raise LookupError(f"no model is called {parts[0].lower()}{hint} (a new one needs its PATH or BACKEND set, too)")
+    raise LookupError(f"no model is called {word.lower()}{hint} (a new one needs its PATH or BACKEND set, too)")
 
 
 def _descend(path: Path, parts: list[str]) -> Path:

@@ -41,7 +41,7 @@ def read_flags(flags: Mapping[str, object], models: Models, folder: str) -> Laye
         try:
             converted = convert(Given(value, textual=isinstance(value, str)), place.type)
         except WrongValue as error:
-            layer.problems.append(Problem(origin, wrong_value(path, value, error.allowed)))
+            layer.problems.append(Problem(origin, wrong_value(path, value, error.allowed), path))
         else:
             layer.settings.append(Setting(path, converted, origin, folder))
     return layer

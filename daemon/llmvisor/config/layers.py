@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator, Mapping
-from importlib.metadata import entry_points
 from pathlib import Path as FilePath
 
 import msgspec
@@ -70,7 +69,7 @@ def check_text(
     if len(text.encode("utf-8", "replace")) > limits.config_file_bytes_max:
         return [f"{name}: larger than {limits.config_file_bytes_max} bytes"]
     try:
-        _load(text, file=cwd / name, flags={}, environ=environ or {"HOME": "/"}, cwd=cwd)
+        _load(text, file=cwd / name, flags={}, environ=environ or {"HOME": "/"}, cwd=cwd, alone=environ is None)
     except ConfigError as error:
         return error.problems
     return []
@@ -139,23 +138,31 @@ def _load(
     flags: Mapping[str, object],
     environ: Mapping[str, str],
     cwd: FilePath,
+    alone: bool = False,
 ) -> LoadedConfig:
     problems: list[Problem] = []
     file_layer = Layer()
     if file is not None and text is not None:
         file_layer = read_file(text, name=shown_name(file, cwd), folder=str(file.parent))
-    dotenv, dotenv_variables = _read_dotenv(file, cwd, problems)
+    dotenv, dotenv_variables = (None, {}) if alone else _read_dotenv(file, cwd, problems)
     variables = _variables(environ, cwd)
     models = _name_all(file_layer, dotenv_variables | variables, flags)
     dotenv_layer, dotenv_unused = read_variables(dotenv_variables, models)
     environment_layer, unused = read_variables(variables, models)
     flag_layer = read_flags(flags, models, str(cwd))
     settings: dict[Path, Setting] = {}
-    for layer in (_default_layer(models, file_layer, environ), file_layer, dotenv_layer, environment_layer, flag_layer):
+    for layer in (
+        _default_layer(models, file_layer, environ, cwd),
+        file_layer,
+        dotenv_layer,
+        environment_layer,
+        flag_layer,
+    ):
         settings.update({setting.path: setting for setting in layer.settings})
         problems += layer.problems
-    named = {name: file_layer.model_names.get(name, DEFAULT) for name in models.tiers}
-    draft = Draft(settings, named, _surroundings(flags, environ, cwd))
+    named = {name: file_layer.model_names.get(name) for name in models.tiers}
+    broken = {problem.path for problem in problems}
+    draft = Draft(settings, named, _surroundings(flags, environ, cwd), broken)
     config, origins = complete(draft)
     problems += draft.problems
     if problems:
@@ -167,7 +174,7 @@ def _surroundings(flags: Mapping[str, object], environ: Mapping[str, str], cwd: 
     return Surroundings(
         home=str(paths.home(environ)),
         output_folder=str(paths.output_dir(environ, cwd)),
-        socket=str(paths.default_socket_path(environ)),
+        socket=str(cwd / paths.default_socket_path(environ)),
         is_folder=os.path.isdir,
         has_backend=_has_backend,
         public_allowed=bool(flags.get(INSECURE_FLAG)),
@@ -175,6 +182,8 @@ def _surroundings(flags: Mapping[str, object], environ: Mapping[str, str], cwd: 
 
 
 def _has_backend(name: str) -> bool:
+    from importlib.metadata import entry_points  # noqa: PLC0415 - a third of this module's import time
+
     return any(True for _ in entry_points(group=ENTRY_POINT_GROUP, name=name))
 
 
@@ -195,11 +204,11 @@ def _name_all(file_layer: Layer, variables: Mapping[str, Variable], flags: Mappi
     return models
 
 
-def _default_layer(models: Models, file_layer: Layer, environ: Mapping[str, str]) -> Layer:
+def _default_layer(models: Models, file_layer: Layer, environ: Mapping[str, str], cwd: FilePath) -> Layer:
     """The starter model's own settings, where it is the one that is served."""
     if list(models.tiers) != [paths.STARTER_NAME] or file_layer.model_names:
         return Layer()
-    values: dict[str, object] = {"path": str(paths.starter_model_path(environ)), "tier": "light"}
+    values: dict[str, object] = {"path": str(cwd / paths.starter_model_path(environ)), "tier": "light"}
     at = ("models", paths.STARTER_NAME)
     return Layer([Setting((*at, key), value, DEFAULT, "/") for key, value in values.items()])
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from llmvisor import limits
 from llmvisor.config.draft import Draft
 from llmvisor.config.names import check_name
-from llmvisor.config.origins import DEFAULT, Path, dotted
+from llmvisor.config.origins import Path, dotted
 from llmvisor.config.tree import TIERS, Llm
 
 BACKENDS = ("llamacpp", "mock")
@@ -46,7 +46,7 @@ def _complete_tier(draft: Draft, name: str) -> None:
     if name not in TIERS:
         return
     if tier is None:
-        draft.put(path, name, draft.origin(path) if path in draft.settings else DEFAULT)
+        draft.put(path, name, draft.origin(path))
     elif tier != name:
         draft.wrong(path, f"found {tier}, allowed for a model called {name}: {name}")
 
@@ -55,6 +55,8 @@ def _complete_backend(draft: Draft, path: Path) -> None:
     key = (*path, "backend")
     file_key = (*path, "path")
     draft.make_absolute(file_key)
+    if {path, key, file_key} & draft.broken:
+        return
     backend, file = draft.text(key), draft.text(file_key)
     if backend is not None:
         if not _is_known(draft, backend):

@@ -27,6 +27,8 @@ class Problem(msgspec.Struct, frozen=True):
 
     origin: Origin
     text: str
+    path: Path = ()
+    """The key whose value is missing in the tree for that."""
 
     def __str__(self) -> str:
         return self.text if self.origin.layer == "default" else f"{self.origin.where}: {self.text}"
@@ -97,19 +99,19 @@ class _Walk:
         elif not (isinstance(node, Scalar) and node.value is None):
             known = schema.keys(place)
             takes = f"keys: {', '.join(known)}" if known else "names, each with its own value"
-            self._problem(entry.line, wrong_value(path, plain(node), takes))
+            self._problem(entry.line, wrong_value(path, plain(node), takes), path)
 
     def _leaf(self, entry: Entry, place: schema.Place, path: Path) -> None:
         given = _given(entry.node)
         try:
             value = convert(given, place.type)
         except WrongValue as error:
-            self._problem(entry.line, wrong_value(path, given.value, error.allowed))
+            self._problem(entry.line, wrong_value(path, given.value, error.allowed), path)
             return
         self._layer.settings.append(Setting(path, value, at_line(self._name, entry.line), self._folder))
 
-    def _problem(self, line: int, text: str) -> None:
-        self._layer.problems.append(Problem(at_line(self._name, line), text))
+    def _problem(self, line: int, text: str, path: Path = ()) -> None:
+        self._layer.problems.append(Problem(at_line(self._name, line), text, path))
 
 
 def _given(node: Node) -> Given:

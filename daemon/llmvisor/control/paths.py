@@ -10,8 +10,13 @@ SOCKET_NAME = "control.sock"
 
 
 def home(environ: Mapping[str, str]) -> Path:
-    """The person's home folder."""
-    return Path(environ["HOME"]) if environ.get("HOME") else Path.home()
+    """The person's home folder; `/` where the machine knows none, as for a container's made-up user."""
+    if environ.get("HOME"):
+        return Path(environ["HOME"])
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path("/")
 
 
 def first_folder(value: str | None) -> Path | None:

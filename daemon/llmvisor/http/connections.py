@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import structlog
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 from aiohttp.web_request import BaseRequest
 
+from llmvisor import limits
 from llmvisor.errors import InternalError, InvalidRequest
 from llmvisor.http.answers import error_answer
+from llmvisor.http.settings import HttpSettings
 
 _logger = structlog.get_logger("llmvisor.http")
 
@@ -38,34 +39,46 @@ class FrontProtocol(RequestHandler):
 class FrontServer(web.Server):
     """Makes a `FrontProtocol` for each connection, and ends those that are too many."""
 
-    def __init__(self, inner: web.Server, *, connections_max: int, **options: Any) -> None:
+    def __init__(self, inner: web.Server, settings: HttpSettings) -> None:
         super().__init__(
             inner.request_handler,
             request_factory=inner.request_factory,
-            handler_cancellation=inner.handler_cancellation,
+            # Without it a client that leaves during a long prefill goes unnoticed.
+            handler_cancellation=True,
             loop=asyncio.get_running_loop(),
         )
-        self._connections_max = connections_max
-        self._options = options
+        self._settings = settings
 
     def __call__(self) -> RequestHandler:
-        return FrontProtocol(self, loop=asyncio.get_running_loop(), **self._options)
+        settings = self._settings
+        return FrontProtocol(
+            self,
+            loop=asyncio.get_running_loop(),
+            # Also the deadline of half-sent headers; aiohttp's default is over an hour.
+            keepalive_timeout=settings.keepalive_seconds,
+            lingering_time=settings.lingering_seconds,
+            max_line_size=settings.header_bytes_max,
+            max_field_size=settings.header_bytes_max,
+            max_headers=limits.header_lines_max,
+            auto_decompress=False,
+            access_log=None,  # pyright: ignore[reportArgumentType]  # None is "no access log", as in run_app
+        )
 
     def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
         super().connection_made(handler, transport)
-        if len(self._connections) > self._connections_max:
+        if len(self._connections) > self._settings.connections_max:
+            _logger.warning("too many connections: one refused", connections_max=self._settings.connections_max)
             transport.abort()
 
 
 class FrontRunner(web.AppRunner):
     """`web.AppRunner` over a `FrontServer`."""
 
-    __slots__ = ("_connections_max",)
+    __slots__ = ("_settings",)
 
-    def __init__(self, app: web.Application, *, connections_max: int, **options: Any) -> None:
-        super().__init__(app, **options)
-        self._connections_max = connections_max
+    def __init__(self, app: web.Application, settings: HttpSettings) -> None:
+        super().__init__(app, handle_signals=False, shutdown_timeout=settings.handler_cleanup_seconds)
+        self._settings = settings
 
     async def _make_server(self) -> web.Server:
-        inner = await super()._make_server()
-        return FrontServer(inner, connections_max=self._connections_max, **inner._kwargs)  # noqa: SLF001  # aiohttp has no other way in
+        return FrontServer(await super()._make_server(), self._settings)

@@ -3,36 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import structlog
 from aiohttp import web
 
 from llmvisor.control.api import ModelStatus
-from llmvisor.errors import InternalError, LlmvisorError, ModelUnavailable
+from llmvisor.errors import InternalError, LlmvisorError
+from llmvisor.http.choice import Choice, finish_reason
 from llmvisor.http.front import REQUEST_ID, Front
 from llmvisor.http.sse import EventStream
 from llmvisor.services.service import Stream
-from llmvisor_runtimes.protocol import Delta, Done, FinishReason, TokenLogprob
+from llmvisor_runtimes.protocol import Delta, Done
 
 _logger = structlog.get_logger("llmvisor.http")
 
 Encode = Callable[[Sequence[Delta]], bytes]
 """Deltas of one generation → whole events."""
-
-
-@dataclass(slots=True)
-class Choice:
-    """One choice, whole."""
-
-    texts: list[str] = field(default_factory=list[str])
-    logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
-    tokens: int = 0
-    finish: FinishReason | None = None
-
-    @property
-    def text(self) -> str:
-        return "".join(self.texts)
 
 
 async def collect(stream: Stream, choices_count: int) -> list[Choice]:
@@ -67,13 +53,6 @@ def finished(stream: Stream) -> Done:
     if stream.done is None:
         raise InternalError("the generation ended without a report")
     return stream.done
-
-
-def finish_reason(finish: FinishReason | None) -> str:
-    """Raises `ModelUnavailable` for a choice that did not come to its end: an answer is never cut in silence."""
-    if finish is None or finish == "cancelled":
-        raise ModelUnavailable("the generation was cancelled before its end")
-    return finish
 
 
 def serving_headers(model: ModelStatus, streams: Sequence[Stream]) -> dict[str, str]:

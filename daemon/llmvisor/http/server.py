@@ -29,10 +29,11 @@ from llmvisor.services.service import Service
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 GUARD = web.AppKey("guard", rules.Guard)
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@,-]{1,%d}" % limits.request_id_chars_max, re.ASCII)
+_REQUEST_ID = re.compile(rf"[A-Za-z0-9._:/+=@,-]{{1,{limits.request_id_chars_max}}}", re.ASCII)
 _HEADER_NAMES = re.compile(r"[A-Za-z0-9_,\s-]{0,2048}", re.ASCII)
 _EXPOSED = "X-Request-Id, X-LLMVISOR-Model, X-LLMVISOR-Cache, X-LLMVISOR-Queue-Ms, X-LLMVISOR-Load-Ms, Retry-After"
 _CLIENT_GONE = 499
+_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 _logger = structlog.get_logger("llmvisor.http")
 
 
@@ -89,20 +90,7 @@ def _management() -> list[web.RouteDef]:
 
 def runner(app: web.Application) -> web.AppRunner:
     """What binds the application's sites, every bound spelled out: aiohttp's own defaults are too generous."""
-    settings = app[FRONT].settings
-    return FrontRunner(
-        app,
-        connections_max=settings.connections_max,
-        access_log=None,
-        keepalive_timeout=settings.keepalive_seconds,
-        lingering_time=settings.lingering_seconds,
-        handler_cancellation=True,
-        shutdown_timeout=settings.handler_cleanup_seconds,
-        max_line_size=settings.header_bytes_max,
-        max_field_size=settings.header_bytes_max,
-        max_headers=limits.header_lines_max,
-        auto_decompress=False,
-    )
+    return FrontRunner(app, app[FRONT].settings)
 
 
 @web.middleware
@@ -127,8 +115,7 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
     try:
         return await handler(request)
     except LlmvisorError as error:
-        response = error_answer(error)
-        return response
+        return error_answer(error)
     except web.HTTPException as error:
         return _framework_answer(request, error)
     except ConnectionError:
@@ -160,13 +147,13 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Host, Origin and Content-Type, before anything of the body is read. Raises what is refused."""
     transport = request.transport
     sockname = transport.get_extra_info("sockname") if transport is not None else None
-    if isinstance(sockname, tuple):  # TCP; the Unix socket has a path, and no browsers
-        if preflight := _check_tcp(request, str(sockname[0])):  # pyright: ignore[reportUnknownArgumentType]
-            return preflight
-    if request.match_info.http_exception is None and request.method not in {"GET", "HEAD", "OPTIONS", "DELETE"}:
-        if request.body_exists or isinstance(sockname, tuple):
-            headers = request.headers
-            rules.check_content_type(headers.getall("Content-Type", []), headers.get("Content-Encoding"))
+    tcp = isinstance(sockname, tuple)  # the Unix socket has a path, and no browsers
+    if tcp and (preflight := _check_tcp(request, str(sockname[0]))):  # pyright: ignore[reportUnknownArgumentType]
+        return preflight
+    has_body = request.method in _WITH_BODY and (tcp or request.body_exists)
+    if has_body and request.match_info.http_exception is None:
+        headers = request.headers
+        rules.check_content_type(headers.getall("Content-Type", []), headers.get("Content-Encoding"))
     return await handler(request)
 
 

@@ -13,9 +13,10 @@ from llmvisor.control.api import ModelStatus
 from llmvisor.errors import InvalidRequest, UnsupportedOperation
 from llmvisor.http.answers import json_answer
 from llmvisor.http.body import read_struct
+from llmvisor.http.choice import finish_reason
 from llmvisor.http.decode import BodyDecoder
 from llmvisor.http.front import FRONT, MODEL, REQUEST_ID, Front
-from llmvisor.http.generation import answer_events, collect, finish_reason, finished, pump, serving_headers
+from llmvisor.http.generation import answer_events, collect, finished, pump, serving_headers
 from llmvisor.http.openai.answers import Timings, Usage, system_fingerprint, timings, usage
 from llmvisor.http.openai.chat_stream import DONE_EVENT, ChatChunks
 from llmvisor.http.openai.logprobs import ChatLogprobs, chat_logprobs

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from llmvisor.http.generation import finish_reason
+from llmvisor.http.choice import finish_reason
 from llmvisor.http.openai.answers import timings, usage
 from llmvisor.http.openai.logprobs import chat_logprobs
 from llmvisor_runtimes.protocol import Delta, Done
@@ -32,10 +32,12 @@ class ChatChunks:
         choices_count: int,
         include_usage: bool,
     ) -> None:
-        head = (
-            b'data: {"id":%b,"object":"chat.completion.chunk","created":%d,"model":%b,"system_fingerprint":%b,"choices":['
-            % (_encode(id), created, _encode(model), _encode(system_fingerprint))
+        head = b'data: {"id":%b,"object":"chat.completion.chunk","created":%d,"model":%b,' % (
+            _encode(id),
+            created,
+            _encode(model),
         )
+        head += b'"system_fingerprint":%b,"choices":[' % _encode(system_fingerprint)
         self._head = head
         self._include_usage = include_usage
         self._tail = b'],"usage":null}' + _END if include_usage else b"]}" + _END

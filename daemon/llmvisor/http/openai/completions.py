@@ -18,9 +18,10 @@ from llmvisor.control.api import ModelStatus
 from llmvisor.errors import InvalidRequest, UnsupportedOperation
 from llmvisor.http.answers import json_answer
 from llmvisor.http.body import read_struct
+from llmvisor.http.choice import Choice, finish_reason
 from llmvisor.http.decode import BodyDecoder
 from llmvisor.http.front import FRONT, MODEL, REQUEST_ID, Front
-from llmvisor.http.generation import Choice, answer_events, collect, finish_reason, finished, pump, serving_headers
+from llmvisor.http.generation import answer_events, collect, finished, pump, serving_headers
 from llmvisor.http.openai.answers import Timings, Usage, system_fingerprint, timings, total, usage
 from llmvisor.http.openai.chat_stream import DONE_EVENT
 from llmvisor.http.openai.completions_stream import CompletionChunks, CompletionHead
@@ -134,7 +135,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
         system_fingerprint=system_fingerprint(model),
     )
     if asked.stream:
-        return await _answer_stream(request, front, model, asked, generations, head)
+        return await _answer_stream(request, model, asked, generations, head)
     return await _answer_whole(front, model, asked, generations, head)
 
 
@@ -167,12 +168,12 @@ async def _answer_whole(
 
 async def _answer_stream(
     request: web.Request,
-    front: Front,
     model: ModelStatus,
     asked: CompletionRequest,
     generations: list[Generation],
     head: CompletionHead,
 ) -> web.StreamResponse:
+    front = request.app[FRONT]
     n = asked.n or 1
     begun: list[Stream] = []
 

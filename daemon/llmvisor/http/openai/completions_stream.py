@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from llmvisor.http.generation import finish_reason
+from llmvisor.http.choice import finish_reason
 from llmvisor.http.openai.answers import timings, usage
 from llmvisor.http.openai.logprobs import LegacyLogprobsWriter
 from llmvisor_runtimes.protocol import Delta, Done

@@ -1,0 +1,373 @@
+"""How a worker ends: told once and truthfully, in bounded time, with nothing left of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from tests.support.polling import eventually
+from tests.support.workers import Recorded, executable, start
+
+from llmvisor import limits
+from llmvisor.supervision.reaper import RUNGS, ProcessGroup, Reaper, Rung, WorkerExit
+from llmvisor_runtimes.protocol import Detokenize, Hello, Report, Step, Text, encode
+
+pytestmark = [pytest.mark.both_loops, pytest.mark.usefixtures("leak_check")]
+
+
+@pytest.fixture(autouse=True)
+def short_graces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ladder's times, short enough to climb it in a test."""
+    for name in ("close_grace_seconds", "terminate_grace_seconds", "abort_grace_seconds", "hang_up_grace_seconds"):
+        monkeypatch.setattr(limits, name, 0.2)
+    monkeypatch.setattr(limits, "pipe_drain_seconds_max", 0.3)
+
+
+def stop(recorded: Recorded, rung: Rung, reason: str = "the test asks") -> None:
+    assert recorded.worker is not None
+    recorded.worker.stop(rung, reason)
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended; nobody may be there to reap a grandchild in a container."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+# ------------------------------------------------------------------------------------------------- it ends by itself
+
+
+async def test_sigkill_of_a_worker_is_reported_once_as_possible_oom(tmp_path: Path) -> None:
+    """1. A worker serves. 2. Somebody else kills it. Result: one exit with the signal, and a hint of what it may be."""
+    recorded = await start(tmp_path, "serve")
+    await recorded.hello()
+    await eventually(lambda: "warned" in recorded.lines)
+    os.kill(recorded.pid, signal.SIGKILL)
+    ended = await recorded.exit()
+    assert (ended.code, ended.signal, ended.requested, ended.violation) == (None, signal.SIGKILL, False, None)
+    assert ended.possible_oom
+    assert ended.describe() == "killed by SIGKILL (not by llmvisor; perhaps out of memory)"
+    assert sorted(ended.last_lines) == ["ready", "warned"]
+
+
+@pytest.mark.parametrize("code", [0, 1, 70, 78])
+async def test_exit_code_of_a_worker_is_reported(tmp_path: Path, code: int) -> None:
+    """A worker that leaves by itself was not asked to, whatever its code."""
+    recorded = await start(tmp_path, f"exit {code}")
+    ended = await recorded.exit()
+    assert (ended.code, ended.signal, ended.requested) == (code, None, False)
+    assert ended.describe() == f"exited with code {code}"
+    assert ended.last_lines == ["leaving"]
+    assert not ended.possible_oom
+
+
+async def test_crash_by_a_signal_is_named(tmp_path: Path) -> None:
+    """A segmentation fault is called by its name, and is not taken for a lack of memory."""
+    ended = await (await start(tmp_path, f"die {signal.SIGSEGV}")).exit()
+    assert ended.describe() == "killed by SIGSEGV"
+    assert not ended.possible_oom
+
+
+async def test_last_reports_before_a_crash_are_delivered(tmp_path: Path) -> None:
+    """What a worker wrote before it died is reported before its end is."""
+    said = "".join(encode(Text(number, "x" * 1000)).hex() for number in range(100))
+    recorded = await start(tmp_path, f"write-exit {said}")
+    await recorded.exit()
+    assert [report.id for report in recorded.reports if isinstance(report, Text)] == list(range(100))
+
+
+async def test_grandchild_that_holds_stdout_does_not_hold_up_the_exit(tmp_path: Path) -> None:
+    """1. A worker starts a child that shares its stdout, and leaves. Result: its end is told, and the child is killed."""
+    recorded = await start(tmp_path, "leave-child")
+    grandchild = int(await recorded.text())
+    ended = await recorded.exit(seconds=5)
+    assert ended.code == 0
+    assert gone(grandchild)
+
+
+async def test_grandchild_in_another_session_holds_up_the_exit_for_a_bounded_time(tmp_path: Path) -> None:
+    """A child that left the group and holds the pipes cannot keep the worker's end from being told."""
+    recorded = await start(tmp_path, "leave-child detached")
+    grandchild = int(await recorded.text())
+    try:
+        ended = await recorded.exit(seconds=5)
+        assert ended.code == 0
+    finally:
+        os.kill(grandchild, signal.SIGKILL)
+
+
+async def test_hundred_quick_exits_leave_no_zombie(tmp_path: Path) -> None:
+    """A hundred workers that leave at once are each reported; the leak check counts zombies and descriptors."""
+    python = executable(tmp_path / "quick", "exit 3")
+    for _ in range(10):
+        batch = [await start(tmp_path, "none", python=python) for _ in range(10)]
+        assert [(await recorded.exit()).code for recorded in batch] == [3] * 10
+        assert psutil.Process().children() == []
+
+
+# ---------------------------------------------------------------------------------------------------- it is asked to
+
+
+@pytest.mark.parametrize(
+    ("rung", "code", "number"),
+    [("close", 0, None), ("terminate", None, signal.SIGTERM), ("kill", None, signal.SIGKILL)],
+)
+async def test_stop_ends_a_well_behaved_worker_at_its_rung(
+    tmp_path: Path, rung: Rung, code: int | None, number: int | None
+) -> None:
+    """A worker that obeys is ended by the rung that was asked for, and no other."""
+    recorded = await start(tmp_path, "serve")
+    await recorded.hello()
+    stop(recorded, rung, "idle for 5 minutes")
+    ended = await recorded.exit()
+    assert (ended.code, ended.signal, ended.requested) == (code, number, True)
+    assert not ended.possible_oom
+    assert ended.describe().startswith("stopped: idle for 5 minutes (")
+
+
+async def test_abort_brings_the_stacks_of_a_hung_worker(tmp_path: Path) -> None:
+    """A hung worker is aborted so that its last lines say where it hung."""
+    recorded = await start(tmp_path, "traceback")
+    await recorded.text()
+    stop(recorded, "abort", "no progress for 30 s")
+    ended = await recorded.exit()
+    assert ended.signal == signal.SIGABRT
+    assert any(line.startswith("Fatal Python error: Aborted") for line in ended.last_lines)
+    assert any("in hang" in line for line in ended.last_lines)
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+async def test_stop_is_bounded_for_a_worker_that_ignores_everything(tmp_path: Path, rung: Rung) -> None:
+    """A worker deaf to its pipe, SIGTERM and SIGABRT is killed at the top of the ladder, from wherever it began."""
+    recorded = await start(tmp_path, "ignore SIGTERM SIGABRT")
+    await recorded.text()
+    stop(recorded, rung)
+    ended = await recorded.exit(seconds=5)
+    assert (ended.signal, ended.requested) == (signal.SIGKILL, True)
+
+
+async def test_stop_takes_the_child_of_a_worker_with_it(tmp_path: Path) -> None:
+    """What a worker started goes with it, also when the worker closes in good order."""
+    recorded = await start(tmp_path, "child")
+    grandchild = int(await recorded.text())
+    stop(recorded, "close")
+    assert (await recorded.exit()).code == 0
+    assert gone(grandchild)
+
+
+async def test_stronger_stop_does_not_wait_for_the_weaker_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1. A worker is asked to close and does not. 2. It is to be killed. Result: it is, without the grace's end."""
+    monkeypatch.setattr(limits, "close_grace_seconds", 1000.0)
+    recorded = await start(tmp_path, "ignore SIGTERM")
+    await recorded.text()
+    stop(recorded, "close", "unload")
+    await asyncio.sleep(0)
+    stop(recorded, "kill", "shutdown")
+    ended = await recorded.exit(seconds=5)
+    assert ended.signal == signal.SIGKILL
+    assert ended.reason == "unload"
+
+
+async def test_weaker_stop_does_not_slow_the_stronger_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asking again, and for less, changes nothing."""
+    monkeypatch.setattr(limits, "close_grace_seconds", 1000.0)
+    recorded = await start(tmp_path, "ignore SIGTERM")
+    await recorded.text()
+    stop(recorded, "kill")
+    for rung in RUNGS:
+        stop(recorded, rung)
+    assert (await recorded.exit(seconds=5)).signal == signal.SIGKILL
+
+
+async def test_stop_of_a_worker_that_has_gone_changes_nothing(tmp_path: Path) -> None:
+    """A stop that comes after the crash does not turn it into an exit that was asked for."""
+    recorded = await start(tmp_path, "exit 5")
+    ended = await recorded.exit()
+    for rung in RUNGS:
+        stop(recorded, rung)
+    assert ended.code == 5
+    assert not ended.requested
+    assert len(recorded.exits) == 1
+
+
+async def test_stop_before_hello_ends_a_worker(tmp_path: Path) -> None:
+    """A worker that is still starting can be stopped as well."""
+    recorded = await start(tmp_path, "none", python=executable(tmp_path / "slow", "exec sleep 1000"))
+    stop(recorded, "close")
+    assert (await recorded.exit(seconds=5)).signal == signal.SIGTERM
+
+
+async def test_stop_in_a_callback_is_taken(tmp_path: Path) -> None:
+    """The actor may stop a worker, and send to it, from inside the report that made it decide so."""
+    recorded = await start(tmp_path, "serve")
+
+    def on_report(report: Report) -> None:
+        if isinstance(report, Text):
+            stop(recorded, "kill", "seen enough")
+
+    await recorded.hello()
+    assert recorded.worker is not None
+    recorded.worker._channel._on_report = on_report
+    for id in range(100):
+        recorded.worker.send(Detokenize(id, [id]))
+    assert (await recorded.exit()).reason == "seen enough"
+
+
+# --------------------------------------------------------------------------------------------- it is stopped, or hangs
+
+
+async def test_stopped_worker_blocks_no_send_and_can_be_killed(tmp_path: Path) -> None:
+    """1. A worker is frozen. 2. Far more is sent than a pipe holds. Result: sends return at once, SIGKILL ends it."""
+    recorded = await start(tmp_path, "serve")
+    await recorded.hello()
+    os.kill(recorded.pid, signal.SIGSTOP)
+    assert recorded.worker is not None
+    started = time.monotonic()
+    for id in range(50):
+        recorded.worker.send(Detokenize(id, [70_000] * 20_000))
+    assert time.monotonic() - started < 2
+    stop(recorded, "kill")
+    assert (await recorded.exit()).signal == signal.SIGKILL
+
+
+@pytest.mark.parametrize(("rung", "number"), [("close", signal.SIGTERM), ("abort", signal.SIGABRT)])
+async def test_stopped_worker_is_woken_to_take_its_signal(tmp_path: Path, rung: Rung, number: int) -> None:
+    """A frozen worker need not be killed to end: it is continued with the signal that ends it."""
+    recorded = await start(tmp_path, "serve")
+    await recorded.hello()
+    os.kill(recorded.pid, signal.SIGSTOP)
+    stop(recorded, rung)
+    assert (await recorded.exit()).signal == number
+
+
+async def test_worker_that_never_reads_is_killed_past_the_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Commands wait up to a bound; past it the worker counts as broken, and memory is given back."""
+    monkeypatch.setattr(limits, "command_bytes_buffered_max", 1_000_000)
+    recorded = await start(tmp_path, "ignore SIGTERM")
+    await recorded.text()
+    assert recorded.worker is not None
+    for id in range(20):
+        recorded.worker.send(Detokenize(id, [70_000] * 20_000))
+    ended = await recorded.exit()
+    assert ended.violation is not None
+    assert ended.violation.startswith("does not read its commands: 1")
+    assert not ended.requested
+    assert not ended.possible_oom
+
+
+async def test_worker_that_closes_its_pipe_and_goes_on_is_ended(tmp_path: Path) -> None:
+    """Nothing can be heard of it any more, so it is no worker any more."""
+    ended = await (await start(tmp_path, "mute")).exit()
+    assert ended.violation == "closed its report pipe and went on running"
+    assert ended.describe() == ended.violation
+
+
+class Immortal:
+    """A process that sits in the kernel: nothing ends it."""
+
+    def __init__(self) -> None:
+        self.end = asyncio.get_running_loop().create_future()
+
+    async def wait(self) -> int:
+        return await self.end
+
+
+async def test_unkillable_process_ends_the_ladder_in_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process in an uninterruptible sleep is given up, and not called gone."""
+    monkeypatch.setattr(limits, "kill_wait_seconds_max", 0.2)
+    process = Immortal()
+    child = await asyncio.create_subprocess_exec("sleep", "1000", start_new_session=True)
+    group = ProcessGroup(child.pid)
+    monkeypatch.setattr(group, "signal", lambda _: None)
+    monkeypatch.setattr(group, "signal_group", lambda _: None)
+    reaper = Reaper(process, group, close_commands=lambda: None)
+    reaper.stop("close")
+    assert await asyncio.wait_for(reaper.reap(), 5) is None
+    process.end.set_result(0)
+    child.kill()
+    await child.wait()
+    group.close()
+    ended = WorkerExit(code=None, signal=None, requested=True, violation=None, last_lines=[], reason="r")
+    assert ended.describe() == "could not be killed within 0.2 s, and may still run"
+
+
+async def test_cancelled_life_kills_the_group(tmp_path: Path) -> None:
+    """When the loop ends its tasks, no worker is left behind, and no descriptor."""
+    recorded = await start(tmp_path, "child")
+    grandchild = int(await recorded.text())
+    assert recorded.worker is not None
+    life = recorded.worker._life
+    life.cancel()
+    await asyncio.gather(life, return_exceptions=True)
+    await eventually(lambda: gone(recorded.pid) and gone(grandchild))
+    assert recorded.exits == []
+    for entry in (tmp_path / "run").iterdir():
+        entry.unlink()  # the sweep's work
+
+
+# ---------------------------------------------------------------------------------------------- it breaks the protocol
+
+GARBAGE = {
+    "noise": "ff" * 100,
+    "oversized": "01000004" + "00" * 100,
+    "unknown tag": encode(Hello(1, "a", "b", 1)).hex().replace(b"hello".hex(), b"hallo".hex()),
+    "empty frame": "00000000",
+    "bad utf-8": encode(Text(1, "ab")).hex().replace(b"ab".hex(), "fffe"),
+    "deep nesting": (50_000).to_bytes(4, "little").hex() + "91" * 50_000,
+    "a second hello": encode(Hello(1, "a", "b", 1)).hex(),
+    "a command": encode(Detokenize(1, [1])).hex(),
+    "trailing bytes": (len(encode(Text(1, "ab"))) - 3).to_bytes(4, "little").hex()
+    + encode(Text(1, "ab"))[4:].hex()
+    + "c0",
+}
+
+
+@pytest.mark.parametrize("seed", GARBAGE)
+async def test_garbage_is_a_violation_and_ends_the_worker(tmp_path: Path, seed: str) -> None:
+    """Bytes that are no frame: the worker is killed, and the exit says what it did."""
+    recorded = await start(tmp_path, f"write {GARBAGE[seed]}")
+    ended = await recorded.exit()
+    assert ended.violation is not None
+    assert ended.violation.startswith("sent garbage: ")
+    assert ended.describe() == ended.violation
+    assert (ended.signal, ended.requested, ended.possible_oom) == (signal.SIGKILL, False, False)
+
+
+async def test_worker_that_does_not_say_hello_first_is_a_violation(tmp_path: Path) -> None:
+    """Any first frame but Hello means that the other side is no worker of ours."""
+    recorded = await start(tmp_path, "no-hello")
+    assert (await recorded.exit()).violation == "sent garbage: the first frame is no hello"
+    assert recorded.reports == []
+
+
+async def test_nothing_is_reported_after_garbage(tmp_path: Path) -> None:
+    """What follows a broken frame in the same read is not trusted any more."""
+    recorded = await start(tmp_path, f"write {encode(Text(1, 'good')).hex()}00000000{encode(Text(2, 'bad')).hex()}")
+    await recorded.exit()
+    assert [report.id for report in recorded.reports if isinstance(report, Text)] == [1]
+
+
+async def test_cut_frame_before_a_good_exit_is_a_violation(tmp_path: Path) -> None:
+    """A worker that leaves with code 0 has written whole frames."""
+    ended = await (await start(tmp_path, f"write-exit {encode(Step([])).hex()[:-2]}")).exit()
+    assert ended.violation is not None
+    assert "bytes into a frame" in ended.violation
+
+
+async def test_cut_frame_of_a_crash_is_told_as_the_crash(tmp_path: Path) -> None:
+    """A worker that was killed while it wrote did not break the protocol."""
+    recorded = await start(tmp_path, f"write {encode(Step([])).hex()[:-2]}")
+    await recorded.hello()
+    os.kill(recorded.pid, signal.SIGKILL)
+    ended = await recorded.exit()
+    assert ended.violation is None
+    assert ended.possible_oom

@@ -1,0 +1,166 @@
+"""A Control that answers from fields a test sets, and keeps what it was told."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import msgspec
+
+from llmvisor.broadcast import Hub, Subscription
+from llmvisor.control.api import (
+    ConfigValue,
+    DaemonStatus,
+    Event,
+    HealthAnswer,
+    Job,
+    JobParams,
+    JobRequest,
+    LogLevel,
+    LogRecord,
+    RuntimeStatus,
+)
+from llmvisor.errors import Conflict, ModelNotFound, NotFound
+
+T = TypeVar("T")
+TIME = "2026-01-01T00:00:00Z"
+RUNTIME = RuntimeStatus(id="smol", model="smol", tier="light", backend="mock", state="loaded", since=TIME, pid=4711)
+
+
+def job(id: str, *, model: str = "smol", state: str = "running", **changes: object) -> Job:
+    """A load of a model."""
+    fields = {
+        "id": id,
+        "type": "load",
+        "params": JobParams(model=model),
+        "state": state,
+        "progress": 0.5,
+        "stage": "weights",
+        "done": 50,
+        "total": 100,
+        "unit": "bytes",
+        "created_at": TIME,
+    }
+    return msgspec.convert(fields | changes, Job, from_attributes=True)
+
+
+def record(message: str, *, level: LogLevel = "info", model: str | None = None) -> LogRecord:
+    return LogRecord(time=TIME, level=level, module="test", message=message, model=model)
+
+
+@dataclass
+class FakeControl:
+    """See `control.control.Control`."""
+
+    health_answer: HealthAnswer = field(default_factory=lambda: HealthAnswer(status="healthy", timestamp=TIME))
+    missing: list[str] = field(default_factory=list[str])
+    job_list: list[Job] = field(default_factory=list[Job])
+    submitted: list[JobRequest] = field(default_factory=list[JobRequest])
+    records: list[LogRecord] = field(default_factory=list[LogRecord])
+    problems: list[str] = field(default_factory=list[str])
+    checked: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
+    shutdowns: int = 0
+    failure: Exception | None = None
+    """Raised by `daemon_status`."""
+    events: Hub[Event] = field(default_factory=lambda: Hub[Event](100))
+    job_changes: Hub[Job] = field(default_factory=lambda: Hub[Job](100))
+    log: Hub[LogRecord] = field(default_factory=lambda: Hub[LogRecord](4))
+    subscribers: int = 0
+
+    def health(self) -> HealthAnswer:
+        return self.health_answer
+
+    def ready(self) -> Sequence[str]:
+        return self.missing
+
+    def daemon_status(self) -> DaemonStatus:
+        if self.failure is not None:
+            raise self.failure
+        return DaemonStatus(
+            version="0.1.0",
+            pid=1,
+            started_at=TIME,
+            uptime_seconds=1.0,
+            address="http://127.0.0.1:8000",
+            socket="/run/control.sock",
+            config_file=None,
+            health="healthy",
+            reasons=[],
+            memory_limit=100,
+            memory_used=10,
+            in_flight=0,
+            log_dropped=0,
+            runtimes=[RUNTIME],
+            jobs=[],
+        )
+
+    def runtimes(self) -> list[RuntimeStatus]:
+        return [RUNTIME]
+
+    def runtime(self, model: str) -> RuntimeStatus:
+        if model != RUNTIME.id:
+            raise ModelNotFound(f"no runtime {model}")
+        return RUNTIME
+
+    def submit_job(self, request: JobRequest) -> Job:
+        self.submitted.append(request)
+        return msgspec.structs.replace(job("job_new"), type=request.type, params=request.params)
+
+    def jobs(self) -> list[Job]:
+        return self.job_list
+
+    def job(self, job_id: str) -> Job:
+        for item in self.job_list:
+            if item.id == job_id:
+                return item
+        raise NotFound(f"there is no job {job_id}")
+
+    def watch_job(self, job_id: str) -> AbstractContextManager[Subscription[Job]]:
+        self.job(job_id)
+        return self._counted(self.job_changes)
+
+    def cancel_job(self, job_id: str) -> Job:
+        found = self.job(job_id)
+        if found.state == "succeeded":
+            raise Conflict("it has ended")
+        return msgspec.structs.replace(found, state="cancelling")
+
+    def forget_job(self, job_id: str) -> None:
+        self.job_list.remove(self.job(job_id))
+
+    def subscribe_events(self) -> AbstractContextManager[Subscription[Event]]:
+        return self._counted(self.events)
+
+    def recent_logs(self, *, model: str | None, level: LogLevel) -> list[LogRecord]:
+        levels = ["debug", "info", "warning", "error", "critical"]
+        at_least = levels[levels.index(level) :]
+        return [one for one in self.records if one.level in at_least and model in {None, one.model}]
+
+    def subscribe_logs(self) -> AbstractContextManager[Subscription[LogRecord]]:
+        return self._counted(self.log)
+
+    def config_values(self) -> Iterator[ConfigValue]:
+        yield ConfigValue(path="server.port", value=msgspec.Raw(b"8000"), layer="default", origin="default")
+
+    def check_config(self, text: str, name: str) -> list[str]:
+        self.checked.append((text, name))
+        return self.problems
+
+    def shutdown(self) -> None:
+        self.shutdowns += 1
+
+    def close(self) -> None:
+        """End every feed, as the daemon does when it stops."""
+        for hub in (self.events, self.job_changes, self.log):
+            hub.close()
+
+    @contextmanager
+    def _counted(self, hub: Hub[T]) -> Generator[Subscription[T]]:
+        with hub.subscribe() as subscription:
+            self.subscribers += 1
+            try:
+                yield subscription
+            finally:
+                self.subscribers -= 1

@@ -1,0 +1,130 @@
+"""The real HTTP front on loopback and on a Unix socket, over a fake service and a fake control."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+from tests.support.fake_control import FakeControl
+from tests.support.fake_service import FakeService
+
+from llmvisor.clock import SystemClock
+from llmvisor.http.ids import Ids
+from llmvisor.http.server import build_app, runner
+from llmvisor.http.settings import HttpSettings
+
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+JSON_TYPE = {"Content-Type": "application/json"}
+
+
+@dataclass
+class Answer:
+    """An answer, read whole."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        import json
+
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> Any:
+        return self.json["error"]
+
+    @property
+    def events(self) -> list[Any]:
+        """The data of each event, `[DONE]` as text; comments left out."""
+        import json
+
+        assert self.headers["Content-Type"].startswith("text/event-stream")
+        data = [line[6:] for line in self.body.decode().split("\n") if line.startswith("data: ")]
+        return [one if one == "[DONE]" else json.loads(one) for one in data]
+
+
+@dataclass
+class Served:
+    """What is being served, and clients of it."""
+
+    port: int
+    socket_path: Path
+    tcp: aiohttp.ClientSession
+    unix: aiohttp.ClientSession
+    service: FakeService = field(default_factory=FakeService)
+    control: FakeControl = field(default_factory=FakeControl)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def get(self, path: str, **options: Any) -> Answer:
+        return await self._ask(self.tcp.get(self.url + path, **options))
+
+    async def post(self, path: str, body: object, **options: Any) -> Answer:
+        return await self._ask(self.tcp.post(self.url + path, json=body, **options))
+
+    async def post_bytes(self, path: str, body: bytes) -> Answer:
+        return await self._ask(self.tcp.post(self.url + path, data=body, headers=JSON_TYPE))
+
+    async def chat(self, content: str = "hi", **fields: Any) -> Answer:
+        return await self.post(CHAT, {"messages": [{"role": "user", "content": content}], **fields})
+
+    async def manage(self, method: str, path: str, **options: Any) -> Answer:
+        """A request over the Unix socket."""
+        return await self._ask(self.unix.request(method, "http://localhost" + path, **options))
+
+    async def raw(self, data: bytes) -> bytes:
+        """What comes back for these bytes until the server closes; send `Connection: close`."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            writer.write(data)
+            return await asyncio.wait_for(reader.read(), 10)
+        finally:
+            writer.close()
+
+    async def _ask(self, call: Any) -> Answer:
+        async with call as response:
+            return Answer(response.status, response.headers, await response.read())
+
+
+@asynccontextmanager
+async def served(
+    folder: Path,
+    service: FakeService | None = None,
+    control: FakeControl | None = None,
+    settings: HttpSettings | None = None,
+) -> AsyncGenerator[Served]:
+    """The front, accepting on both, until the `with` ends."""
+    service, control, clock = service or FakeService(), control or FakeControl(), SystemClock()
+    app = build_app(
+        service=service,
+        control=control,
+        settings=settings or HttpSettings(handler_cleanup_seconds=0.2),
+        clock=clock,
+        ids=Ids(clock, os.urandom),
+        resolve=service.resolve,
+    )
+    front = runner(app)
+    await front.setup()
+    socket_path = folder / "control.sock"
+    try:
+        await web.TCPSite(front, "127.0.0.1", 0).start()
+        await web.UnixSite(front, str(socket_path)).start()
+        port = next(address[1] for address in front.addresses if isinstance(address, tuple))
+        unix = aiohttp.UnixConnector(path=str(socket_path))
+        async with aiohttp.ClientSession() as tcp, aiohttp.ClientSession(connector=unix) as over_unix:
+            yield Served(port, socket_path, tcp, over_unix, service, control)
+    finally:
+        control.close()
+        await front.cleanup()

@@ -1,0 +1,463 @@
+"""Chat templates: what they render, how they fail, and what a hostile one cannot do.
+
+Templates of the common families render as their models were trained. Attacks on the sandbox go for a canary file and
+for the machine's memory and time; each has to end in a `RequestError`, soon, with the canary unread.
+"""
+
+# ruff: noqa: E501, ISC004 - payloads stand as they are
+from __future__ import annotations
+
+import threading
+import time
+import tracemalloc
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmvisor_runtimes import limits
+from llmvisor_runtimes.backend import RequestError
+from llmvisor_runtimes.protocol import ChatMessage
+from llmvisor_runtimes.template import ChatTemplate
+
+CHATML = """\
+{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system
+You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>
+' }}{% endif %}{{'<|im_start|>' + message['role'] + '
+' + message['content'] + '<|im_end|>' + '
+'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant
+' }}{% endif %}"""
+
+LLAMA_3 = """\
+{{- bos_token }}
+{%- if not tools is defined %}{%- set tools = none %}{%- endif %}
+{%- if not date_string is defined %}
+    {%- if strftime_now is defined %}
+        {%- set date_string = strftime_now("%d %b %Y") %}
+    {%- endif %}
+{%- endif %}
+{%- if messages[0]['role'] == 'system' %}
+    {%- set system_message = messages[0]['content']|trim %}
+    {%- set messages = messages[1:] %}
+{%- else %}
+    {%- set system_message = "" %}
+{%- endif %}
+{{- "<|start_header_id|>system<|end_header_id|>\\n\\n" }}
+{{- "Today Date: " + date_string + "\\n\\n" }}
+{{- system_message }}
+{{- "<|eot_id|>" }}
+{%- for message in messages %}
+    {%- if not (message.role == 'ipython' or message.role == 'tool' or 'tool_calls' in message) %}
+        {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}
+        {{- message['content'] | trim + '<|eot_id|>' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
+{%- endif %}
+"""
+
+MISTRAL = """\
+{%- if messages[0]["role"] == "system" %}
+    {%- set system_message = messages[0]["content"] %}
+    {%- set loop_messages = messages[1:] %}
+{%- else %}
+    {%- set loop_messages = messages %}
+{%- endif %}
+{%- set ns = namespace(index=0) %}
+{%- for message in loop_messages %}
+    {%- if (message["role"] == "user") != (ns.index % 2 == 0) %}
+        {{- raise_exception("conversation roles must alternate user/assistant/user/assistant/...") }}
+    {%- endif %}
+    {%- set ns.index = ns.index + 1 %}
+{%- endfor %}
+{{- bos_token }}
+{%- for message in loop_messages %}
+    {%- if message["role"] == "user" %}
+        {%- if loop.last and system_message is defined %}
+            {{- "[INST] " + system_message + "\\n\\n" + message["content"] + "[/INST]" }}
+        {%- else %}
+            {{- "[INST] " + message["content"] + "[/INST]" }}
+        {%- endif %}
+    {%- elif message["role"] == "assistant" %}
+        {%- generation %}{{- " " + message["content"]|trim + eos_token }}{%- endgeneration %}
+    {%- else %}
+        {{- raise_exception("Only user and assistant roles are supported!") }}
+    {%- endif %}
+{%- endfor %}
+"""
+
+GEMMA = """\
+{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}\
+{% for message in messages %}\
+{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}\
+{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}\
+{% if (message['role'] == 'assistant') %}{% set role = 'model' %}{% else %}{% set role = message['role'] %}{% endif %}\
+{{ '<start_of_turn>' + role + '\\n' + message['content'] | trim + '<end_of_turn>\\n' }}{% endfor %}\
+{% if add_generation_prompt %}{{'<start_of_turn>model\\n'}}{% endif %}"""
+
+QWEN_THINKING = """\
+{%- set ns = namespace(last=messages|length - 1) %}
+{%- for message in messages[::-1] %}
+    {%- set index = (messages|length - 1) - loop.index0 %}
+    {%- if message.role == "user" and not (message.content.startswith('<tool_response>')) %}
+        {%- set ns.last = index %}{%- break %}
+    {%- endif %}
+{%- endfor %}
+{%- for message in messages %}
+    {%- set content = message.content if message.content is string else '' %}
+    {%- if message.role == "assistant" and '</think>' in content %}
+        {%- set content = content.split('</think>')[-1].lstrip('\\n') %}
+    {%- endif %}
+    {{- '<|im_start|>' ~ message.role ~ '\\n' ~ content ~ '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}
+{%- endif %}"""
+
+HELLO = [ChatMessage("user", "Hello")]
+TURNS = [ChatMessage("user", "Hi"), ChatMessage("assistant", "Yes? "), ChatMessage("user", "Bye")]
+
+
+def render(
+    source: str,
+    messages: Sequence[ChatMessage] = HELLO,
+    *,
+    add_generation_prompt: bool = True,
+    template_kwargs: bytes = b"{}",
+) -> str:
+    """What a template makes of a conversation, with `<s>` and `</s>` for its special tokens, on 20 November 2026."""
+    template = ChatTemplate(
+        source, bos_token="<s>", eos_token="</s>", now=lambda: datetime(2026, 11, 20, 12, 30, tzinfo=UTC)
+    )
+    return template.render(messages, add_generation_prompt=add_generation_prompt, template_kwargs=template_kwargs)
+
+
+def refused(source: str, *args: Sequence[ChatMessage], **kwargs: bytes) -> RequestError:
+    with pytest.raises(RequestError) as caught:
+        render(source, *args, **kwargs)  # pyright: ignore[reportArgumentType]
+    return caught.value
+
+
+# ----------------------------------------------------------------------------------------------------- real templates
+
+
+def test_template_renders_chatml_with_its_default_system_message() -> None:
+    """SmolLM2's own template puts its system message in front and opens the assistant's turn."""
+    assert render(CHATML) == (
+        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+        "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_template_leaves_the_generation_prompt_out() -> None:
+    """Without `add_generation_prompt` nothing follows the last message."""
+    assert render(CHATML, add_generation_prompt=False).endswith("Hello<|im_end|>\n")
+
+
+def test_template_renders_llama_3() -> None:
+    """Header ids, trimmed content, slices of messages and today's date, as Llama 3.1's template has them."""
+    text = render(LLAMA_3, [ChatMessage("system", " Be brief. "), *TURNS])
+    assert text == (
+        "<s><|start_header_id|>system<|end_header_id|>\n\nToday Date: 20 Nov 2026\n\nBe brief.<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\nYes?<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nBye<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    )
+
+
+def test_template_renders_mistral() -> None:
+    """Namespaces, generation blocks and the system message in the last turn, as Mistral's template has them."""
+    text = render(MISTRAL, [ChatMessage("system", "Be brief."), *TURNS])
+    assert text == "<s>[INST] Hi[/INST] Yes?</s>[INST] Be brief.\n\nBye[/INST]"
+
+
+def test_template_renders_gemma() -> None:
+    """The assistant is called `model`, as Gemma's template has it."""
+    assert render(GEMMA, TURNS) == (
+        "<s><start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\nYes?<end_of_turn>\n"
+        "<start_of_turn>user\nBye<end_of_turn>\n<start_of_turn>model\n"
+    )
+
+
+def test_template_renders_a_thinking_model_with_its_switch() -> None:
+    """Reversed loops with break, `~`, splits, and a variable from the request, as Qwen 3's template has them."""
+    messages = [ChatMessage("user", "Hi"), ChatMessage("assistant", "<think>\nhm\n</think>\n\nYes"), *HELLO]
+    assert render(QWEN_THINKING, messages, template_kwargs=b'{"enable_thinking": false}') == (
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nYes<|im_end|>\n"
+        "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("{{ {'b': 'é', 'a': [1, none, true]}|tojson }}", '{"b": "é", "a": [1, null, true]}'),
+        ("{{ {'b': 1, 'a': '<&'}|tojson(indent=2) }}", '{\n  "b": 1,\n  "a": "<&"\n}'),
+        ("{{ {'b': 1}|tojson(separators=(',', ':'))|safe }}", '{"b":1}'),
+        ("{{ messages|map(attribute='role')|join(', ')|upper }}", "USER"),
+        ("{{ messages|selectattr('role', 'equalto', 'user')|list|length }}", "1"),
+        ("{{ 'a\nb'|indent(2) }}", "a\n  b"),
+        ("{{ ['x', 'y']|join('-') ~ 1 ~ none }}", "x-y1None"),
+        ("{{ '%s-%d'|format('a', 3) }} {{ '{} {x}'.format('b', x=1) }} {{ '%.2f' % 0.5 }}", "a-3 b 1 0.50"),
+        ("{{ 'ab'|center(6) }}|{{ 'aXb'|replace('X', '--') }}|{{ 'ab'.replace('b', 'c') }}", "  ab  |a--b|ac"),
+        ("{{ [1, 2.5]|sum }} {{ '7'|int + 1 }} {{ 2 ** 10 }} {{ 7 // 2 }} {{ 3.14159|round(2) }}", "3.5 8 1024 3 3.14"),
+        ("{% macro m(x) %}<{{ x }}>{% endmacro %}{{ m('a') }}{% set b %}{{ m(1) }}!{% endset %}{{ b }}", "<a><1>!"),
+        ("{% for k, v in {'a': 1}.items() %}{{ k }}={{ v }}{% endfor %}", "a=1"),
+        ("{% for x in [1, [2, [3]]] recursive %}{{ loop(x) if x is iterable else x }}{% endfor %}", "123"),
+        (
+            "{% for x in range(5) %}{% if x == 1 %}{% continue %}{% endif %}{{ x }}/{{ loop.length }} {% endfor %}",
+            "0/5 2/5 3/5 4/5 ",
+        ),
+        ("{{ unknown }}{{ tools is none }}{{ documents is none }}", "TrueTrue"),
+        ("{{ 'a' if messages[0].name is defined else 'b' }}", "b"),
+        ("  {% if true %}\nx\n  {% endif %}\ny", "x\ny"),
+        ("{{ [1, 'a', {'b': none}] }}", "[1, 'a', {'b': None}]"),
+    ],
+)
+def test_template_has_what_transformers_gives_templates(source: str, expected: str) -> None:
+    """Filters, methods, whitespace rules and undefined names behave as in `apply_chat_template`."""
+    assert render(source) == expected
+
+
+def test_template_names_the_developer_as_system_for_a_template_that_does_not_know_it() -> None:
+    """The role `developer` is passed on only to templates that mention it."""
+    messages = [ChatMessage("developer", "x")]
+    assert render("{{ messages[0].role }}", messages) == "system"
+    assert render("{# developer #}{{ messages[0].role }}", messages) == "developer"
+
+
+def test_template_gives_the_name_of_a_message() -> None:
+    """A participant's name is there for the templates that use it."""
+    assert render("{{ messages[0].name }}", [ChatMessage("user", "x", "Ann")]) == "Ann"
+
+
+# ----------------------------------------------------------------------------------------------------------- failures
+
+
+def test_template_that_refuses_a_conversation_blames_the_messages() -> None:
+    """The template's own words reach the client as an invalid value of `messages`."""
+    error = refused(GEMMA, [ChatMessage("system", "x")])
+    assert (error.kind, error.param) == ("invalid_value", "messages")
+    assert "System role not supported" in error.message
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("{% if %}", "line 1"),
+        ("\n\n{{ x|nofilter }}", "nofilter"),
+        ("{{ messages[0].content.nothing.more }}", "nothing"),
+        ("{{ 1 / 0 }}", "zero"),
+        ("{{ [loop_forever]|tojson }}", "Undefined"),
+        ("{% include 'x' %}", "loader"),
+        ("{{ '\\ud800' }}", "surrogate"),
+        ("{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", "nested too deep"),
+        ("x" * (limits.template_source_bytes_max + 1), "longer"),
+    ],
+)
+def test_template_that_fails_says_why(source: str, reason: str) -> None:
+    """Sources that do not compile and renderings that fail are `template_error` with the reason."""
+    error = refused(source)
+    assert error.kind == "template_error"
+    assert reason in error.message
+
+
+@pytest.mark.parametrize("name", ["messages", "bos_token", "eos_token", "add_generation_prompt", "raise_exception",
+                                  "strftime_now", "range", "namespace"])  # fmt: skip
+def test_template_kwargs_cannot_replace_what_the_template_is_given(name: str) -> None:
+    """Variables of a request never stand in for the conversation, the tokens or the functions."""
+    error = refused("{{ messages }}", template_kwargs=b'{"%s": "x"}' % name.encode())
+    assert (error.kind, error.param) == ("invalid_value", f"chat_template_kwargs.{name}")
+
+
+@pytest.mark.parametrize("kwargs", [b"", b"[]", b"null", b'"x"', b"{", b'{"a": \xff}', b'{"a":' * 5000])
+def test_template_kwargs_that_are_no_json_object_are_refused(kwargs: bytes) -> None:
+    """Whatever is no JSON object is an invalid value."""
+    error = refused("x", template_kwargs=kwargs)
+    assert (error.kind, error.param) == ("invalid_value", "chat_template_kwargs")
+
+
+# ------------------------------------------------------------------------------------------------------------ attacks
+
+ESCAPES = [
+    "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "{% for c in ''.__class__.__base__.__subclasses__() %}{% if 'catch_warnings' in c.__name__ %}"
+    "{{ c()._module.__builtins__['open']('CANARY').read() }}{% endif %}{% endfor %}",
+    "{{ cycler.__init__.__globals__.os.popen('cat CANARY').read() }}",
+    "{{ joiner.__init__.__globals__['__builtins__']['open']('CANARY').read() }}",
+    "{{ namespace.__init__.__globals__.os.popen('cat CANARY').read() }}",
+    "{{ lipsum.__globals__['os'].popen('cat CANARY').read() }}",
+    "{{ raise_exception.__globals__['__builtins__'].open('CANARY').read() }}",
+    "{{ strftime_now.__self__._sandbox }}",
+    "{{ strftime_now.__func__.__globals__ }}",
+    "{{ self.__init__.__globals__ }}",
+    "{{ self._TemplateReference__context.environment }}",
+    "{{ ''|attr('__class__')|attr('__mro__') }}",
+    "{{ ''['__class__']['__mro__'] }}",
+    "{{ '{0.__class__.__mro__}'.format('') }}",
+    "{{ '{0.__class__}'|format('') }}{{ ''.__class__ }}",
+    "{{ '{x.__class__.__init__.__globals__}'.format_map({'x': messages}) }}",
+    "{% set f = '{0.__class__}'.format %}{{ f('') }}",
+    "{{ [''.format]|map('__call__')|list }}",
+    "{{ ['']|map(attribute='__class__.__mro__')|list }}",
+    "{{ messages|groupby('__class__.__mro__') }}",
+    "{{ messages|map(attribute='__class__')|map(attribute='__mro__')|list }}",
+    "{{ range.__class__.__mro__ }}",
+    "{{ dict.__base__.__subclasses__() }}",
+    "{{ dict.mro() }}",
+    "{{ loop.__init__ }}{% for x in [1] %}{{ loop.__init__.__globals__ }}{% endfor %}",
+    "{% macro m() %}{% endmacro %}{{ m._func.__globals__ }}",
+    "{% macro m() %}{{ caller._func.__globals__ }}{% endmacro %}{% call m() %}{% endcall %}",
+    "{{ messages.append(1) }}",
+    "{{ messages[0].update(role='x') }}",
+    "{{ messages[0].clear() }}",
+    "{{ ''.encode().hex() }}",
+    "{{ (1).to_bytes(100000000, 'big') }}",
+    "{{ dict.fromkeys(range(10)) }}",
+    "{{ ''.maketrans({}) }}{{ 'a'.translate({97: 'b'}) }}",
+    "{{ namespace }}",
+    "{{ raise_exception }}",
+    "{% for x in [1] %}{{ loop }}{% endfor %}",
+    "{{ joiner }}{{ [namespace(a=1)] }}",
+    "{{ ('a'|e).__html__.__globals__ }}",
+    "{% import 'os' as os %}{{ os.popen('cat CANARY') }}",
+    "{{ url_for.__globals__ }}{{ config.__class__.__init__.__globals__['os'] }}",
+    "{{ raise_exception.__class__ }}",
+    "{{ x.__init__.__globals__ }}",
+]
+
+
+@pytest.mark.parametrize("attack", ESCAPES)
+def test_template_cannot_reach_out_of_its_sandbox(attack: str, tmp_path: Path) -> None:
+    """Attacks through attributes, globals, filters and format strings end in `template_error` and read no file."""
+    canary = tmp_path / "canary"
+    canary.write_text("the canary sang")
+    error = refused(attack.replace("CANARY", str(canary)))
+    assert error.kind == "template_error"
+    assert "sang" not in error.message
+    assert "0x" not in error.message
+
+
+BOMBS = [
+    "{{ 'a' * 10 ** 10 }}",
+    "{{ 10 ** 10 * 'a' }}",
+    "{{ [0] * 10 ** 9 }}",
+    "{{ 10 ** (10 ** 9) }}",
+    "{{ 3 ** (3 ** 20) // 7 }}",
+    "{{ 'a'|center(1000000000) }}",
+    "{{ 'a'.center(10 ** 9) }}{{ 'a'.ljust(10 ** 9) }}",
+    "{{ '7'.zfill(1000000000) }}",
+    "{{ ('a'|safe).rjust(1000000000) }}",
+    "{{ '%1000000000d' % 1 }}",
+    "{{ '%.1000000000f' % 1 }}",
+    "{{ '%*d' % (1000000000, 1) }}",
+    "{{ '%1000000000s'|format('a') }}",
+    "{{ '{:1000000000}'.format(1) }}",
+    "{{ '{:{}}'.format(1, 1000000000) }}",
+    "{{ '{0:>999999999}'.format_map({'0': 1}) }}",
+    "{{ ('a' * 1000000)|replace('a', 'b' * 1000000) }}",
+    "{{ ('a' * 1000000).replace('a', 'b' * 1000000) }}",
+    "{{ ('a' * 1000000).replace('', 'b' * 1000000) }}",
+    "{{ ('a' * 1000000).join(range(1000)|map('string')) }}",
+    "{{ range(1000)|join('a' * 1000000) }}",
+    "{{ ('a\n' * 1000000)|indent(1000000) }}",
+    "{{ ('a\n' * 10)|indent('x' * 8000000) }}",
+    "{{ range(1000000000)|list }}",
+    "{{ [1, 2]|tojson(indent=1000000000) }}",
+    "{{ range(1000)|list|tojson(separators=('a' * 1000000, ':')) }}",
+    "{{ 2.5|round(1000000000, 'floor') }}",
+    "{{ ('f' * 8000000)|int(0, 16) }}",
+    "{% set ns = namespace(a='x') %}{% for i in range(100) %}{% set ns.a = ns.a ~ ns.a %}{% endfor %}",
+    "{% set ns = namespace(a='x') %}{% for i in range(100) %}{% set ns.a = ns.a + ns.a %}{% endfor %}",
+    "{% set ns = namespace(a=[0]) %}{% for i in range(100) %}{% set ns.a = ns.a + ns.a %}{% endfor %}",
+    "{% set ns = namespace(a='x') %}{% for i in range(100) %}{% set ns.a %}{{ ns.a }}{{ ns.a }}{% endset %}{% endfor %}",
+    "{% set ns = namespace(a=[]) %}{% for i in range(100) %}{% set ns.a = [ns.a, ns.a] %}{% endfor %}{{ ns.a }}",
+    "{% set ns = namespace(a={}) %}{% for i in range(100) %}{% set ns.a = dict(x=ns.a, y=ns.a) %}{% endfor %}",
+    "{% set ns = namespace(a=()) %}{% for i in range(99) %}{% set ns.a = (ns.a, ns.a) %}{% endfor %}{{ ns.a|tojson }}",
+    "{% set ns = namespace(a=namespace()) %}{% for i in range(100) %}{% set ns.a = namespace(x=ns.a, y=ns.a) %}"
+    "{% endfor %}{{ [ns.a] }}{{ '%s' % ns.a }}",
+    "{% for i in range(100000) %}{{ 'a' * 100000 }}{% endfor %}",
+    "{% set x %}{% for i in range(100000) %}{% for j in range(100) %}" + "a" * 1000 + "{% endfor %}{% endfor %}{% endset %}",
+    "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}",
+    "{% for i in range(100000) if range(100000)|select('odd')|list %}{% endfor %}",
+    "{% for x in range(9) recursive %}{{ loop(range(100000)) }}{% endfor %}",
+    "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(100) }}",
+    "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+    "{% set ns = namespace(l=[]) %}{% for i in range(100000) %}{% set ns.l = ns.l + [('a' * 8000000)] %}{% endfor %}",
+    "{% for i in range(100000) %}{{ range(100000)|sum }}{% endfor %}",
+    "{% for i in range(100000) %}{{ range(100000)|map('string')|map('upper')|list|length }}{% endfor %}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_template_bomb_is_stopped(bomb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Templates that would take endless time or memory are stopped with `template_error` before they take much."""
+    monkeypatch.setattr(limits, "template_seconds_max", 0.3)
+    started = time.monotonic()
+    tracemalloc.start()
+    error = refused(bomb)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert error.kind == "template_error"
+    assert peak_bytes < 1.5 * limits.template_work_bytes_max
+    assert time.monotonic() - started < 10
+
+
+def test_template_bomb_leaves_the_next_rendering_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A template that once took too long renders the next conversation as if nothing had been."""
+    monkeypatch.setattr(limits, "template_seconds_max", 0.2)
+    template = ChatTemplate(
+        "{% if messages|length > 1 %}{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}"
+        "{% endif %}fine",
+        bos_token="",
+        eos_token="",
+    )
+    for _ in range(2):
+        with pytest.raises(RequestError, match="longer than"):
+            template.render(TURNS, add_generation_prompt=True, template_kwargs=b"{}")
+        assert template.render(HELLO, add_generation_prompt=True, template_kwargs=b"{}") == "fine"
+
+
+def test_template_output_over_the_bound_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bound counts bytes, not characters, of all pieces together."""
+    monkeypatch.setattr(limits, "template_output_bytes_max", 100)
+    assert len(render("{{ messages[0].content }}{{ 'b' }}", [ChatMessage("user", "a" * 99)])) == 100
+    assert refused("{{ messages[0].content }}{{ 'bb' }}", [ChatMessage("user", "a" * 99)]).kind == "template_error"
+    assert refused("{{ messages[0].content }}", [ChatMessage("user", "é" * 51)]).kind == "template_error"
+
+
+def test_template_may_be_rendered_from_several_threads() -> None:
+    """Renderings at the same time do not mix."""
+    template = ChatTemplate(
+        "{% for i in range(200) %}{{ messages[0].content }}{% endfor %}", bos_token="", eos_token=""
+    )
+    results: dict[str, str] = {}
+
+    def work(letter: str) -> None:
+        results[letter] = template.render(
+            [ChatMessage("user", letter)], add_generation_prompt=True, template_kwargs=b"{}"
+        )
+
+    threads = [threading.Thread(target=work, args=(letter,)) for letter in "abcdef"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == {letter: letter * 200 for letter in "abcdef"}
+
+
+@given(st.text(alphabet="{}%ab .|()[]'~+*0=<>\n", max_size=60))
+def test_template_of_any_source_renders_or_says_why(source: str) -> None:
+    """Whatever stands in a file, the outcome is text or a `RequestError`."""
+    outcome: str | RequestError
+    try:
+        outcome = render(source)
+    except RequestError as error:
+        outcome = error
+    assert outcome.message if isinstance(outcome, RequestError) else len(outcome) <= limits.template_output_bytes_max
