@@ -51,7 +51,7 @@ def _guarded(argv: Sequence[str], out: Terminal) -> int:
 def _run(argv: Sequence[str], out: Terminal) -> int:
     from llmctl.arguments import build_parser  # noqa: PLC0415 - inside the `try` that reports its errors
 
-    parser = build_parser(_version())
+    parser = build_parser(_version(), argv)
     args = parser.parse_args(argv)
     if args.command is None:
         parser.print_help(sys.stderr)

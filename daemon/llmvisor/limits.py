@@ -142,3 +142,12 @@ list_items_max = 1_000
 listen_backlog = 512
 idle_check_seconds = 5.0
 """How often the daemon looks whether it has been without a request for `shutdown_timeout`."""
+gguf_metadata_entries_max = 16 * 1024
+gguf_tensors_max = 128 * 1024
+gguf_key_bytes_max = 1024
+gguf_text_bytes_max = 1024 * 1024
+"""Of a name or a chat template. Longer texts, and all that is not needed, are skipped."""
+gguf_array_kept_max = 1024
+"""Elements of an array of numbers by layer."""
+gguf_read_bytes = 1024 * 1024
+"""Read at once: all that a header of any size takes in memory, beside what is kept."""

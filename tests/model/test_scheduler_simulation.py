@@ -60,22 +60,22 @@ class SchedulerMachine(RuleBasedStateMachine):
                 case StopWorker():
                     assert self.worker, "there is nothing to stop"
                     self.stopping = True
-                case Grant(id):
+                case Grant(request_id):
                     assert self.scheduler.state is State.READY
                     assert not self.stopping, "granted to a worker that is leaving"
-                    assert id in self.waiting
-                    self.waiting.remove(id)
-                    self.running[id] = min(self.weights[id], SLOTS)
-                case Refuse(id):
-                    self.waiting.discard(id)
-                    self.running.pop(id, None)
-                    self.end(id, "refused")
+                    assert request_id in self.waiting
+                    self.waiting.remove(request_id)
+                    self.running[request_id] = min(self.weights[request_id], SLOTS)
+                case Refuse(request_id):
+                    self.waiting.discard(request_id)
+                    self.running.pop(request_id, None)
+                    self.end(request_id, "refused")
                 case _:
                     pass
 
-    def end(self, id: int, outcome: str) -> None:
-        assert id not in self.outcomes, f"request {id} ended twice"
-        self.outcomes[id] = outcome
+    def end(self, request_id: int, outcome: str) -> None:
+        assert request_id not in self.outcomes, f"request {request_id} ended twice"
+        self.outcomes[request_id] = outcome
 
     # -------------------------------------------------------------------------------------------- what may happen
 
@@ -90,18 +90,18 @@ class SchedulerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.running)
     @rule(data=st.data())
     def finish(self, data: st.DataObject) -> None:
-        id = data.draw(st.sampled_from(sorted(self.running)))
-        del self.running[id]
-        self.end(id, "done")
-        self.apply(self.scheduler.ended(id, self.now))
+        request_id = data.draw(st.sampled_from(sorted(self.running)))
+        del self.running[request_id]
+        self.end(request_id, "done")
+        self.apply(self.scheduler.ended(request_id, self.now))
 
     @precondition(lambda self: self.waiting)
     @rule(data=st.data())
     def withdraw(self, data: st.DataObject) -> None:
-        id = data.draw(st.sampled_from(sorted(self.waiting)))
-        self.waiting.remove(id)
-        self.end(id, "withdrawn")
-        self.apply(self.scheduler.withdrawn(id, self.now))
+        request_id = data.draw(st.sampled_from(sorted(self.waiting)))
+        self.waiting.remove(request_id)
+        self.end(request_id, "withdrawn")
+        self.apply(self.scheduler.withdrawn(request_id, self.now))
 
     @precondition(lambda self: self.worker and self.scheduler.state in {State.LOADING, State.STOPPING})
     @rule()
@@ -174,10 +174,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         """When the events stop and the daemon ends, every request has ended once and no worker is left."""
         self.apply(self.scheduler.shutdown(self.now))
         while self.running:
-            id = next(iter(self.running))
-            del self.running[id]
-            self.end(id, "done")
-            self.apply(self.scheduler.ended(id, self.now))
+            request_id = next(iter(self.running))
+            del self.running[request_id]
+            self.end(request_id, "done")
+            self.apply(self.scheduler.ended(request_id, self.now))
         if self.worker:
             self.worker_exits(False)
         assert self.scheduler.state is State.CLOSED

@@ -143,11 +143,18 @@ def exit_leaving_child(how: str) -> None:
     sys.exit(0)
 
 
-def print_lines(count: str) -> None:
+def print_lines(count_and_end: str) -> None:
+    count, _, end = count_and_end.partition(" ")
     sys.stdout.write("".join(f"line {number}\n" for number in range(int(count))))
     sys.stdout.flush()
     say("written")
-    serve()
+    if not end:
+        serve()
+
+
+def flood(_: str) -> NoReturn:
+    while True:
+        os.write(1, b"flood\n" * 10_000)
 
 
 def print_one_line(megabytes: str) -> None:
@@ -171,6 +178,7 @@ BEHAVIOURS = {
     "child": serve_with_child,
     "leave-child": exit_leaving_child,
     "lines": print_lines,
+    "flood": flood,
     "one-line": print_one_line,
 }
 

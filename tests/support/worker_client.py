@@ -7,6 +7,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -83,23 +84,26 @@ class Worker:
         *,
         extra: Iterable[str] = (),
         env: dict[str, str] | None = None,
-        argv_prefix: Iterable[str] = (),
     ) -> None:
-        command_read, self.command_fd = os.pipe()
+        """`extra` are further arguments, `env` further variables."""
+        command_read, self._command_fd = os.pipe()
         self.report_fd, report_write = os.pipe()
+        self.inherited_fds = (command_read, report_write)
+        """The worker's ends of the two pipes, by its own numbers."""
         argv = [
-            *(argv_prefix or (sys.executable, "-P", "-m", "llmvisor_runtimes")),
-            backend,
+            *(sys.executable, "-P", "-m", "llmvisor_runtimes", backend),
             *("--read-fd", str(command_read), "--write-fd", str(report_write)),
             *("--parent-pid", str(os.getpid()), "--nonce", os.urandom(8).hex()),
             *extra,
         ]
+        # A file and no pipe: nobody has to read along.
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
         self.process = subprocess.Popen(
             argv,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            pass_fds=(command_read, report_write),
+            stdout=self._log,
+            stderr=self._log,
+            pass_fds=self.inherited_fds,
             start_new_session=True,
             env=None if env is None else {**os.environ, **env},
         )
@@ -107,7 +111,6 @@ class Worker:
         os.close(report_write)
         self._reader = FrameReader(REPORT_DECODER)
         self._pending: list[Report] = []
-        self._log = b""
 
     def __enter__(self) -> Self:
         return self
@@ -116,11 +119,9 @@ class Worker:
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        for fd in (self.command_fd, self.report_fd):
-            with suppress(OSError):
-                os.close(fd)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
+        self.close_commands()
+        self.close_reports()
+        self._log.close()
 
     @property
     def pid(self) -> int:
@@ -133,11 +134,19 @@ class Worker:
     def write(self, data: bytes) -> None:
         """Write bytes as they are."""
         while data:
-            data = data[os.write(self.command_fd, data) :]
+            data = data[os.write(self._command_fd, data) :]
 
     def close_commands(self) -> None:
         """End the command pipe, as the daemon's death does."""
-        os.close(self.command_fd)
+        if self._command_fd >= 0:
+            os.close(self._command_fd)
+            self._command_fd = -1
+
+    def close_reports(self) -> None:
+        """Read no more."""
+        if self.report_fd >= 0:
+            os.close(self.report_fd)
+            self.report_fd = -1
 
     def receive(self, seconds: float = DEADLINE_SECONDS) -> Report:
         """The next report. Raises `WorkerEnded` at the end, TimeoutError after the deadline."""
@@ -191,6 +200,6 @@ class Worker:
         return self.process.wait(seconds)
 
     def log(self) -> str:
-        """Everything on stdout and stderr, once the process and all who share its log have ended."""
-        assert self.process.stdout is not None
-        return self.process.stdout.read().decode()
+        """Everything on stdout and stderr so far."""
+        self._log.seek(0)
+        return self._log.read().decode(errors="replace")

@@ -20,7 +20,7 @@ def scanner(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if not hasattr(yaml, name):
         pytest.skip("PyYAML without libyaml")
     monkeypatch.setattr(yaml, "CSafeLoader", getattr(yaml, name))
-    yield name
+    return name
 
 
 def read(text: str) -> object:
@@ -35,7 +35,7 @@ def failure(text: str) -> tuple[int, str]:
     return caught.value.line, caught.value.reason
 
 
-def test_document_keeps_the_line_of_every_key():
+def test_document_keeps_the_line_of_every_key() -> None:
     """Each entry knows the line of its key, nested ones too."""
     root, _ = read_document("a: 1\n\nb:\n  c: 2\n  d: [3,\n   4]\n")
     inner = root.entries["b"].node
@@ -69,14 +69,14 @@ def test_document_keeps_the_line_of_every_key():
         ("'true'", "true"),
     ],
 )
-def test_document_reads_scalars_as_yaml_1_2_has_them(text: str, value: object):
+def test_document_reads_scalars_as_yaml_1_2_has_them(text: str, value: object) -> None:
     """`no` and dates are texts, quotes make a text, and no number is infinite or endless."""
     found = read(f"key: {text}\n")
     assert found == {"key": value}
     assert type(found["key"]) is type(value)
 
 
-def test_document_keeps_the_text_of_a_number():
+def test_document_keeps_the_text_of_a_number() -> None:
     """A mode of 0600 can still be read as octal."""
     root, _ = read_document("mode: 0600\n")
     node = root.entries["mode"].node
@@ -84,7 +84,7 @@ def test_document_keeps_the_text_of_a_number():
     assert node.text == "0600"
 
 
-def test_document_reports_duplicate_keys_with_both_lines():
+def test_document_reports_duplicate_keys_with_both_lines() -> None:
     """The second of two equal keys is a problem that names the first one's line."""
     _, problems = read_document("a: 1\nb:\n  c: 1\n  c: 2\na: 3\n")
     assert problems == [
@@ -93,7 +93,7 @@ def test_document_reports_duplicate_keys_with_both_lines():
     ]
 
 
-def test_document_expands_aliases_and_merges():
+def test_document_expands_aliases_and_merges() -> None:
     """Anchors and `<<` work, and a mapping's own key wins over a merged one, wherever it stands."""
     text = "base: &b {x: 1, y: 2}\nfirst: {<<: *b, y: 3}\nlast: {y: 4, <<: [*b]}\nlist: [*b]\n"
     found = read(text)
@@ -105,7 +105,7 @@ def test_document_expands_aliases_and_merges():
     }
 
 
-def test_document_bounds_what_aliases_expand_to():
+def test_document_bounds_what_aliases_expand_to() -> None:
     """A file of a few lines that stands for billions of values is refused at once."""
     lines = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 20)]
@@ -114,7 +114,7 @@ def test_document_bounds_what_aliases_expand_to():
     assert 1 < line < 10
 
 
-def test_document_bounds_values_at_the_limit_and_past_it():
+def test_document_bounds_values_at_the_limit_and_past_it() -> None:
     """`config_nodes_max` values pass, one more does not."""
     # The root and the list count as one each.
     fits = limits.config_nodes_max - 2
@@ -123,7 +123,7 @@ def test_document_bounds_values_at_the_limit_and_past_it():
     assert "more than" in failure(f"a: [{', '.join(['1'] * (fits + 1))}]")[1]
 
 
-def test_document_bounds_depth_at_the_limit_and_past_it():
+def test_document_bounds_depth_at_the_limit_and_past_it() -> None:
     """`config_depth_max` levels pass, one more does not, aliases that nest included."""
     inside = limits.config_depth_max - 1
     assert read("a: " + "[" * inside + "]" * inside) is not None
@@ -133,7 +133,7 @@ def test_document_bounds_depth_at_the_limit_and_past_it():
     assert failure(aliased)[0] == 2
 
 
-def test_document_survives_ten_thousand_levels():
+def test_document_survives_ten_thousand_levels() -> None:
     """No depth of input is a depth of calls."""
     assert "nested deeper" in failure("a: " + "[" * 10_000)[1]
 
@@ -158,7 +158,7 @@ def test_document_survives_ten_thousand_levels():
         ("a: 'x\n", 2, "quoted"),
     ],
 )
-def test_document_says_where_it_cannot_be_read(text: str, line: int, part: str):
+def test_document_says_where_it_cannot_be_read(text: str, line: int, part: str) -> None:
     """Wrong syntax, aliases, tags, a second document, no mapping and nothing at all: each with its line."""
     found_line, reason = failure(text)
     assert part in reason
@@ -174,7 +174,7 @@ def test_document_says_where_it_cannot_be_read(text: str, line: int, part: str):
 @example("%YAML 9.9\n---\na: 1")
 @example("a: |\n x\n---")
 @example("[a, [b]]: c")
-def test_document_reading_any_text_gives_a_mapping_or_its_error(text: str):
+def test_document_reading_any_text_gives_a_mapping_or_its_error(text: str) -> None:
     """Whatever stands in a file, reading it ends in values or in a `DocumentError`."""
     try:
         root, _ = read_document(text)
@@ -185,8 +185,8 @@ def test_document_reading_any_text_gives_a_mapping_or_its_error(text: str):
         assert isinstance(plain(root), dict)
 
 
-@given(st.text(alphabet='ab:-[]{}&*!#\n "?<>|,\'%@`~0', max_size=60))
-def test_document_reading_yaml_like_text_gives_a_mapping_or_its_error(text: str):
+@given(st.text(alphabet="ab:-[]{}&*!#\n \"?<>|,'%@`~0", max_size=60))
+def test_document_reading_yaml_like_text_gives_a_mapping_or_its_error(text: str) -> None:
     """As above, over texts that are close to YAML."""
     try:
         root, _ = read_document(text)
@@ -197,7 +197,7 @@ def test_document_reading_yaml_like_text_gives_a_mapping_or_its_error(text: str)
 
 
 @given(st.text(alphabet="0123456789.eE+-xXaf_:", max_size=400))
-def test_document_scalars_of_any_length_have_a_value(text: str):
+def test_document_scalars_of_any_length_have_a_value(text: str) -> None:
     """A text of digits without end is a text, not an error of the language."""
     value = scalar_value(text)
     assert value is None or isinstance(value, (str, int, float))

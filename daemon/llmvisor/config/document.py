@@ -135,9 +135,12 @@ def _line(mark: _Mark | None) -> int:
 
 
 def _reason(error: yaml.MarkedYAMLError) -> str:
-    problem = error.problem or error.context or "no YAML"
+    problem = f"{error.problem or 'no YAML'} {error.context or ''}".strip()
     if "\\t" in problem or "cannot start any token" in problem:
         return "a tab cannot indent YAML, or a value begins with a sign that needs quotes"
+    begun, found = error.context_mark, error.problem_mark
+    if begun is not None and found is not None and begun.line != found.line:
+        return f"{problem}, begun in line {begun.line + 1}"
     return problem
 
 

@@ -121,9 +121,8 @@ def _read_text(path: FilePath, bytes_max: int, cwd: FilePath) -> str:
 
 def _read_bounded(path: FilePath, bytes_max: int) -> bytes:
     # Opened without blocking, because a pipe of that name would hang the start.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise ValueError("not a regular file")
         data = file.read(bytes_max + 1)
     if len(data) > bytes_max:

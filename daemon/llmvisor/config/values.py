@@ -96,7 +96,8 @@ def _convert_bare(given: Given, kind: inspect.Type, form: str) -> object:  # noq
         if len(items) != len(kind.item_types):
             raise WrongValue("")
         return tuple(convert(item, each) for item, each in zip(items, kind.item_types, strict=True))
-    assert isinstance(kind, inspect.AnyType), f"the tree has no {kind}"
+    # `object`, of which msgspec makes a custom type.
+    assert isinstance(kind, inspect.CustomType), f"the tree has no {kind}"
     return _anything(given)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 
-import structlog
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 from aiohttp.web_request import BaseRequest
@@ -13,8 +12,9 @@ from llmvisor import limits
 from llmvisor.errors import InternalError, InvalidRequest
 from llmvisor.http.answers import error_answer
 from llmvisor.http.settings import HttpSettings
+from llmvisor.log import get_logger
 
-_logger = structlog.get_logger("llmvisor.http")
+_log = get_logger(__name__)
 
 
 class FrontProtocol(RequestHandler):
@@ -26,12 +26,16 @@ class FrontProtocol(RequestHandler):
         self, request: BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
     ) -> web.StreamResponse:
         """What the parser refused, and what escaped every handler; the connection ends after it."""
+        if isinstance(exc, ConnectionError):
+            raise exc  # the client has gone, as aiohttp understands it
         if status < 500:
             response = error_answer(InvalidRequest(f"the request is not valid HTTP: {(message or 'unknown')[:200]}"))
             response.set_status(status)
         else:
-            _logger.error("a connection failed", path=request.path, exc_info=exc)
+            _log.error("a connection failed", path=request.path, exc_info=exc)
             response = error_answer(InternalError("an internal error"))
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer has begun: no other can follow")
         response.force_close()
         return response
 
@@ -67,7 +71,7 @@ class FrontServer(web.Server):
     def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
         super().connection_made(handler, transport)
         if len(self._connections) > self._settings.connections_max:
-            _logger.warning("too many connections: one refused", connections_max=self._settings.connections_max)
+            _log.warning("too many connections: one refused", connections_max=self._settings.connections_max)
             transport.abort()
 
 

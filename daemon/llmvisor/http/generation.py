@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-import structlog
 from aiohttp import web
 
 from llmvisor.control.api import ModelStatus
@@ -12,10 +11,11 @@ from llmvisor.errors import InternalError, LlmvisorError
 from llmvisor.http.choice import Choice, finish_reason
 from llmvisor.http.front import REQUEST_ID, Front
 from llmvisor.http.sse import EventStream
+from llmvisor.log import get_logger
 from llmvisor.services.service import Stream
 from llmvisor_runtimes.protocol import Delta, Done
 
-_logger = structlog.get_logger("llmvisor.http")
+_log = get_logger(__name__)
 
 Encode = Callable[[Sequence[Delta]], bytes]
 """Deltas of one generation → whole events."""
@@ -81,7 +81,7 @@ async def answer_events(
         except Exception:  # told to the client in the stream's own form, with its traceback in the log
             if not events.started:
                 raise
-            _logger.exception("a stream failed")
+            _log.exception("a stream failed")
             await events.fail(unexpected(request))
         return await events.end()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Self
 
 from llmvisor.errors import HostNotAllowed, OriginNotAllowed, UnsupportedMediaType
@@ -48,8 +49,10 @@ class Guard:
             raise HostNotAllowed(f"a request needs exactly one Host header, found {len(headers)}")
         if headers[0] != effective:
             raise HostNotAllowed("the Host header is not the host of the request line")
+        if names_loopback(headers[0]):
+            return
         name = host_name(headers[0])
-        if name is None or not (is_loopback(name) or name in self._hosts_of(local_address)):
+        if name is None or name not in self._hosts_of(local_address):
             raise HostNotAllowed(
                 f"the host {headers[0][:100]!r} is not allowed",
                 hint="use 127.0.0.1 or localhost, or list the name in server.allowed_hosts",
@@ -79,8 +82,7 @@ class Guard:
             return False
         if match["authority"].lower() == host.lower():
             return True  # our own page; Host has been checked
-        name = host_name(match["authority"])
-        return self.loopback_origins and name is not None and is_loopback(name)
+        return self.loopback_origins and names_loopback(match["authority"])
 
 
 _UNSPECIFIED = frozenset({"0.0.0.0", "::", ""})  # noqa: S104  # what must not pass as a host name
@@ -92,10 +94,12 @@ def host_name(authority: str) -> str | None:
     return match["name"].strip("[]").lower() if match else None
 
 
-def is_loopback(name: str) -> bool:
-    """Whether a name is `localhost` or a literal of 127.0.0.0/8 or ::1."""
-    if name == "localhost":
-        return True
+@lru_cache(maxsize=256)
+def names_loopback(authority: str) -> bool:
+    """Whether `name[:port]` names `localhost` or a literal of 127.0.0.0/8 or ::1."""
+    name = host_name(authority)
+    if name is None or name == "localhost":
+        return name is not None
     try:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:

@@ -24,6 +24,7 @@ from llmvisor.http.openai.completions import completions
 from llmvisor.http.openai.models import list_models, show_model
 from llmvisor.http.openai.tokenize import apply_template, detokenize, tokenize
 from llmvisor.http.settings import HttpSettings
+from llmvisor.log import get_logger
 from llmvisor.services.service import Service
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -34,7 +35,7 @@ _HEADER_NAMES = re.compile(r"[A-Za-z0-9_,\s-]{0,2048}", re.ASCII)
 _EXPOSED = "X-Request-Id, X-LLMVISOR-Model, X-LLMVISOR-Cache, X-LLMVISOR-Queue-Ms, X-LLMVISOR-Load-Ms, Retry-After"
 _CLIENT_GONE = 499
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
-_logger = structlog.get_logger("llmvisor.http")
+_log = get_logger(__name__)
 
 
 def build_app(
@@ -120,8 +121,8 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
         return _framework_answer(request, error)
     except ConnectionError:
         raise  # the client has gone
-    except Exception:  # a bug: told without its traceback, logged with it
-        _logger.exception("a request failed", method=request.method, path=request.path)
+    except Exception:  # noqa: BLE001  # a bug: told without its traceback, logged with it
+        _log.exception("a request failed", method=request.method, path=request.path)
         return error_answer(unexpected(request))
 
 
@@ -204,7 +205,7 @@ def _not_found(request: web.Request) -> NotFound:
 
 
 def _log_access(request: web.Request, status: int, seconds: float) -> None:
-    log = _logger.info if request.method == "POST" else _logger.debug
+    log = _log.info if request.method == "POST" else _log.debug
     log(
         "request",
         method=request.method,

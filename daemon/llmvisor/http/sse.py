@@ -7,17 +7,17 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Self
 
-import structlog
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 
 from llmvisor.errors import LlmvisorError
 from llmvisor.http.answers import ENCODER, error_body
 from llmvisor.http.front import Front
+from llmvisor.log import get_logger
 
 HEARTBEAT = b": waiting\n\n"
 _HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-_logger = structlog.get_logger("llmvisor.http")
+_log = get_logger(__name__)
 
 
 class EventStream:
@@ -96,7 +96,7 @@ class EventStream:
         now = self._clock.monotonic()
         if buffered := transport.get_write_buffer_size():
             if self._stalled(buffered, now):
-                _logger.warning("a client takes nothing of its stream: connection ended", buffered_bytes=buffered)
+                _log.warning("a client takes nothing of its stream: connection ended", buffered_bytes=buffered)
                 transport.abort()
                 return
         else:

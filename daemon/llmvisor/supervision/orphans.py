@@ -9,11 +9,11 @@ started with all agree, so a pid that now belongs to a stranger is spared.
 from __future__ import annotations
 
 import os
-import re
 import secrets
 import signal
 from contextlib import suppress
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 import psutil
@@ -25,17 +25,16 @@ from llmvisor.supervision.spawn import NONCE_VARIABLE
 
 _PREFIX = "worker-"
 _SUFFIX = ".json"
-_NONCE = re.compile(r"[0-9a-f]{16,64}")
 
 
 class JournalEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One worker that was started and has not been reaped."""
 
-    pid: int
+    pid: Annotated[int, msgspec.Meta(gt=1, lt=2**31)]
     """Of the process, and of the group that it leads."""
     start_time: float
     """As `process_start_time` gives it."""
-    nonce: str
+    nonce: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{16,64}\Z")]
     model: str
 
 
@@ -93,8 +92,7 @@ class OrphanJournal:
 
     def remove(self, nonce: str) -> None:
         """Forget a worker that has been reaped. One that is not there is no error."""
-        with suppress(OSError):
-            self._path(nonce).unlink()
+        _remove(self._path(nonce))
 
     def _path(self, nonce: str) -> Path:
         return self.run_dir / f"{_PREFIX}{nonce}{_SUFFIX}"
@@ -111,16 +109,20 @@ def sweep(run_dir: Path) -> Sweep:
     families = _pids_by_nonce()
     for path in sorted(run_dir.iterdir()):
         if path.name.startswith(f".{_PREFIX}"):
-            path.unlink()
+            _remove(path)
         elif path.name.startswith(_PREFIX) and path.name.endswith(_SUFFIX):
             entry = _read(path)
             if entry is None:
                 found.unreadable.append(path.name)
             else:
                 (found.killed if _kill(entry, families.get(entry.nonce, [])) else found.stale).append(entry)
-            with suppress(OSError):
-                path.unlink()
+            _remove(path)
     return found
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):  # a folder stays; it is told at every start
+        path.unlink()
 
 
 def _read(path: Path) -> JournalEntry | None:
@@ -131,8 +133,7 @@ def _read(path: Path) -> JournalEntry | None:
             entry = msgspec.json.decode(file.read(limits.journal_entry_bytes_max), type=JournalEntry)
     except (OSError, msgspec.MsgspecError, UnicodeError, RecursionError):
         return None
-    sound = entry.pid > 1 and entry.pid != os.getpid() and _NONCE.fullmatch(entry.nonce) is not None
-    return entry if sound else None
+    return entry if entry.pid != os.getpid() else None
 
 
 def _kill(entry: JournalEntry, family: list[int]) -> bool:
