@@ -16,6 +16,8 @@ import msgspec
 from benchmarks.figures import BenchmarkError
 
 RESPONSE_SECONDS_MAX = 300.0
+TAIL_BYTES = 2048
+"""Of a stream that is not kept: room for its last events."""
 _END_OF_HEADERS = b"\r\n\r\n"
 _END_OF_STREAM = b"[DONE]"
 
@@ -83,7 +85,7 @@ class Connection(asyncio.Protocol):
         self.bytes_received += len(data)
         if self._keep:
             self._received.append((time.perf_counter(), data))
-        self._tail = self._tail[-256:] + data
+        self._tail = self._tail[-TAIL_BYTES:] + data
         if self._on_data is not None:
             self._on_data()
         if self._answer is not None and not self._answer.done() and self._ended():
@@ -128,11 +130,17 @@ class Connection(asyncio.Protocol):
         return last_usage(self._tail)
 
     async def cut_stream(self, request: bytes, until: asyncio.Event) -> StreamTrace:
-        """Read a stream until the event, then leave."""
+        """Read a stream until the event, then leave. Raises `BenchmarkError` if it ends before."""
         self._begin(self._whole_stream)
         sent = time.perf_counter()
         self._write(request)
-        await until.wait()
+        waiter = asyncio.create_task(until.wait())
+        assert self._answer is not None
+        await asyncio.wait([waiter, self._answer], return_when=asyncio.FIRST_COMPLETED)
+        if self._answer.done():
+            waiter.cancel()
+            self._answer.result()
+            raise BenchmarkError("the stream ended before it was to be left")
         self.close()
         return read_trace(sent, self._received)
 
@@ -155,6 +163,8 @@ class Connection(asyncio.Protocol):
 
     def _write(self, data: bytes) -> None:
         assert self._transport is not None
+        if self._transport.is_closing():
+            raise BenchmarkError("the server closed the connection")
         self._transport.write(data)
 
     async def _wait(self) -> None:
@@ -225,7 +235,10 @@ def last_usage(tail: bytes) -> Usage:
     start = tail.rfind(b'"usage":{')
     if start == -1:
         raise BenchmarkError(f"a stream ended without usage: {tail[-200:]!r}")
-    return msgspec.json.decode(tail[start + 8 : tail.index(b"}", start) + 1].split(b',"prompt_tokens_details"')[0] + b"", type=Usage)
+    event_start = tail.rfind(b"data: ", 0, start) + 6
+    chunk = msgspec.json.decode(tail[event_start : tail.index(b"\n\n", start)], type=_Chunk)
+    assert chunk.usage is not None
+    return chunk.usage
 
 
 def _unchunk(data: bytes, base: int) -> tuple[bytes, list[tuple[int, int]]]:
@@ -252,4 +265,5 @@ def _raw_offset(offsets: list[tuple[int, int]], body_offset: int) -> int:
 
 def _check_status(head: bytes, body: bytes) -> None:
     if not head.startswith(b"HTTP/1.1 200"):
-        raise BenchmarkError(f"{head.split(b'\r\n')[0].decode()}: {body[:500].decode(errors='replace')}")
+        status = head.partition(b"\r\n")[0].decode()
+        raise BenchmarkError(f"{status}: {body[:500].decode(errors='replace')}")

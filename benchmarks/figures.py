@@ -160,7 +160,9 @@ def measure_now(measure: Measure, options: Options) -> list[Figure]:
 
 def command(measure: Measure, description: str | None) -> None:
     """What `python -m benchmarks.<figure>` does: measure, print a JSON line for each figure, exit."""
-    options = parse_options(argparse.ArgumentParser(description=description))
+    parser = argparse.ArgumentParser(description=description)
+    add_options(parser)
+    options = options_of(parser.parse_args())
     try:
         for figure in measure_now(measure, options):
             print(json_line(figure), flush=True)
@@ -168,11 +170,10 @@ def command(measure: Measure, description: str | None) -> None:
         sys.exit(f"cannot measure: {error}")
 
 
-def parse_options(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> Options:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """The options that every figure takes."""
     parser.add_argument("--rounds", type=int, help=f"turns of ours and the peer's (default {ROUNDS})")
     parser.add_argument("--quick", action="store_true", help="only see whether it works: seconds instead of minutes")
-    return options_of(parser.parse_args(arguments))
 
 
 def options_of(parsed: argparse.Namespace) -> Options:

@@ -104,6 +104,8 @@ log_lines_burst_max = 2_000
 """Lines of one worker that are logged at once; the surplus is counted and left out."""
 log_lines_per_second_max = 200
 journal_entry_bytes_max = 4 * 1024
+process_poll_seconds = 0.02
+"""How often a process is looked at where no pidfd tells of its end."""
 
 # -- configuration
 config_depth_max = 32
@@ -112,6 +114,9 @@ config_nodes_max = 20_000
 """Values in a configuration file, each alias counted as all that it stands for."""
 dotenv_file_bytes_max = 256 * 1024
 models_configured_max = 256
+problem_chars_max = 1000
+"""The length of one problem's line."""
+option_name_chars_max = 128
 option_bytes_max = 64 * 1024
 """One value under `options`, as JSON."""
 
@@ -119,6 +124,8 @@ option_bytes_max = 64 * 1024
 lingering_seconds = 2.0
 """How long the rest of a refused request's body is read and thrown away, so that the client gets its answer."""
 header_lines_max = 128
+send_buffer_bytes = 128 * 1024
+"""Of the kernel, for one connection. Linux doubles it for its own bookkeeping."""
 cors_preflight_seconds = 600
 """How long a browser may remember a preflight's answer."""
 prompts_in_flight_max = 16

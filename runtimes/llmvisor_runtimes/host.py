@@ -25,7 +25,7 @@ from llmvisor_runtimes import limits, parent_death
 from llmvisor_runtimes.backend import Backend, LoadError, RequestError
 from llmvisor_runtimes.load_progress import LoadReporter
 from llmvisor_runtimes.pipes import Pipes, UsesPipes
-from llmvisor_runtimes.prompts import Prompted, PromptThread, check_request
+from llmvisor_runtimes.prompts import Prompted, PromptThread, check_request, internal_error
 from llmvisor_runtimes.protocol import (
     PROTOCOL_VERSION,
     Cancel,
@@ -101,7 +101,8 @@ class Host:
         while True:
             for item in self._take(backend.delay_seconds() if self._loaded else None):
                 if isinstance(item, Close):
-                    backend.close()
+                    if self._loaded:
+                        backend.close()
                     return
                 self._handle(item)
             if self._loaded and (reports := backend.step()):
@@ -141,8 +142,7 @@ class Host:
         except RequestError as error:
             self._pipes.send([Failed(request.id, error.kind, error.message, error.param)])
         except Exception as error:  # noqa: BLE001 - one request's failure, with the traceback in the log
-            traceback.print_exc()
-            self._pipes.send([Failed(request.id, "internal_error", f"{type(error).__name__}: {error}")])
+            self._pipes.send([internal_error(request, error)])
 
     def _load(self, load: Load) -> None:
         try:
@@ -198,12 +198,12 @@ class Host:
         here, request = self._waiting.cancel(id)
         if request is not None:
             self._inbox.put(_Cancelled(request))
-        elif not here:
+        elif not here and self._loaded:
             self._backend.cancel(id)
             self._inbox.put(_Wake())
 
     def _pause(self, id: int, *, paused: bool) -> None:
-        if self._waiting.pause(id, paused=paused):
+        if self._waiting.pause(id, paused=paused) or not self._loaded:
             return
         if paused:
             self._backend.pause(id)

@@ -43,7 +43,7 @@ failpoints_characters_max = 4096
 mock_step_seconds_max = 0.25
 """The mock does a step at least this often while it has work, so that a long delay is no hang."""
 
-mock_cached_prompts_max = 64
+mock_cached_prompts_max = 16
 """Prompts whose prefixes the mock counts as cached."""
 
 template_source_bytes_max = 128 * 1024
@@ -74,3 +74,6 @@ awaited_prefix_tokens_min = 32
 
 abort_batch_tokens_min = 64
 """A batch of fewer tokens is over before aborting it would pay."""
+
+delta_tokens_split = 4096
+"""Tokens in one frame where a step is too long for one; with all alternatives about 3 MB."""

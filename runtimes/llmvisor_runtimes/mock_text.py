@@ -79,9 +79,8 @@ class Reply:
 
     def run(self, first: int, count: int) -> tuple[str, list[int]]:
         """`count` tokens from number `first` on: their text and their ids."""
-        key = self._key
         if count == 1:
-            word = (((key ^ (first * 0x9E3779B1)) & 0xFFFFFFFF) * 0x85EBCA6B >> 24) & 15
+            word = self.word(first)
             return f"{WORDS[word]}{first}", [FIRST_WORD + first * 16 + word]
         words = [self.word(number) for number in range(first, first + count)]
         text = "".join([f"{WORDS[word]}{number}" for number, word in enumerate(words, first)])

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 from llmvisor_runtimes import limits, parent_death
-from llmvisor_runtimes.protocol import COMMAND_DECODER, Command, FrameReader, Report, encode
+from llmvisor_runtimes.protocol import COMMAND_DECODER, Command, FrameReader, Report, Step, encode
+from llmvisor_runtimes.split import split_step
 
 
 class Pipes:
@@ -33,12 +34,13 @@ class Pipes:
     def send(self, reports: Sequence[Report]) -> None:
         """Write reports as one run of bytes.
 
-        Raises ValueError where one is over `frame_bytes_max`; then none of them is written.
+        A `Step` over `frame_bytes_max` goes out in several frames. Raises ValueError where any other report is; then
+        none of them is written.
         """
         if len(reports) == 1:
-            self.write(encode(reports[0]))
+            self.write(_encode(reports[0]))
         elif reports:
-            self.write(b"".join([encode(report) for report in reports]))
+            self.write(b"".join([_encode(report) for report in reports]))
 
     def write(self, data: bytes) -> None:
         """Write bytes as they are; ends the process where nobody reads any more."""
@@ -49,6 +51,15 @@ class Pipes:
                     written += os.write(self.write_fd, memoryview(data)[written:])
             except BrokenPipeError:
                 parent_death.end_group()
+
+
+def _encode(report: Report) -> bytes:
+    try:
+        return encode(report)
+    except ValueError:
+        if not isinstance(report, Step):
+            raise
+        return b"".join([encode(step) for step in split_step(report)])
 
 
 @runtime_checkable

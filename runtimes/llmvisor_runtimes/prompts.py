@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import sys
 import traceback
 from collections.abc import Callable, Sequence
 
@@ -63,8 +64,7 @@ class PromptThread:
             except RequestError as error:
                 self._fail(command, Failed(command.id, error.kind, error.message, error.param))
             except Exception as error:  # noqa: BLE001 - one request's failure, with the traceback in the log
-                traceback.print_exc()
-                self._fail(command, Failed(command.id, "internal_error", f"{type(error).__name__}: {error}"))
+                self._fail(command, internal_error(command, error))
 
     def _handle(self, command: PromptCommand) -> None:
         if isinstance(command, Generate):
@@ -100,6 +100,13 @@ class PromptThread:
         # A request that was cancelled meanwhile has its answer already.
         if not isinstance(command, Generate) or self._waiting.remove(command.id):
             self._pipes.send([failed])
+
+
+def internal_error(command: PromptCommand, error: Exception) -> Failed:
+    """The answer where a backend fails in an unforeseen way; the traceback goes to the log."""
+    what = command.request_id if isinstance(command, Generate) else type(command).__name__
+    sys.stderr.write(f"{what} failed:\n{''.join(traceback.format_exception(error))}")
+    return Failed(command.id, "internal_error", f"{type(error).__name__}: {error}")
 
 
 def check_request(request: Generate) -> None:

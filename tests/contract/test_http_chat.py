@@ -193,7 +193,9 @@ async def test_logprobs_have_bytes_and_alternatives(tmp_path: Path, stream: bool
         answer = await front.chat(stream=stream, logprobs=True, top_logprobs=1)
         if stream:
             chunks = [ChatCompletionChunk.model_validate(event, strict=True) for event in answer.events[:-1]]
-            tokens = [token for chunk in chunks if (found := chunk.choices[0].logprobs) for token in found.content or []]
+            tokens = [
+                token for chunk in chunks if (found := chunk.choices[0].logprobs) for token in found.content or []
+            ]
         else:
             found = ChatCompletion.model_validate(answer.json, strict=True).choices[0].logprobs
             assert found is not None

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from tests.support import fake_daemon as fake
 from tests.support.fake_daemon import FakeDaemon
 from tests.support.llmctl_process import TerminalRun, llmctl
@@ -39,7 +38,7 @@ def test_status_shows_daemon_and_models_by_tier(daemon: FakeDaemon) -> None:
     assert ended.code == 0
     assert "llmvisor 0.1.0  healthy, up 3h 12m, pid 4200" in ended.stdout
     assert "http://127.0.0.1:8000" in ended.stdout
-    rows = [line.split() for line in ended.stdout.splitlines() if line.startswith(("light/", "heavy/", "zeta"))]
+    rows = [line.split() for line in ended.stdout.partition("MODEL")[2].splitlines()[1:4]]
     assert [row[0] for row in rows] == ["light/small", "heavy/big", "zeta"]
     assert rows[0] == ["light/small", "loaded", "llamacpp", "4242", "312M", "1/4", "2", "0", "4m", "0"]
 
@@ -117,7 +116,7 @@ def test_watch_draws_again_after_an_event(daemon: FakeDaemon) -> None:
         run.expect("loading")
         daemon.answer("GET", "/llm/status", fake.daemon_status(runtimes=[fake.runtime("m", state="draining")]))
         run.expect("draining")
-        run.send("\x03")
+        run.interrupt()
         assert run.wait() == 130
 
 
@@ -133,7 +132,7 @@ def test_watch_waits_for_a_daemon_that_stopped(daemon: FakeDaemon) -> None:
             second.answer("GET", "/llm/status", fake.daemon_status(pid=5300))
             second.stream("GET", "/events", [], hold_open=True)
             run.expect("pid 5300")
-            run.send("\x03")
+            run.interrupt()
             assert run.wait() == 130
 
 

@@ -43,14 +43,20 @@ class Peer:
         self.reports: list[Report] = []
         self.violations: list[str] = []
         self.eofs = 0
+        self.close_at_report = False
         self._reader = FrameReader(COMMAND_DECODER)
         self.channel = Channel(
             command_fd=command_write,
             report_fd=report_read,
-            on_report=self.reports.append,
+            on_report=self.hear,
             on_violation=self.violations.append,
             on_eof=self.count_eof,
         )
+
+    def hear(self, report: Report) -> None:
+        self.reports.append(report)
+        if self.close_at_report:
+            self.channel.close()
 
     def count_eof(self) -> None:
         self.eofs += 1
@@ -161,18 +167,12 @@ async def test_violation_is_told_once_and_ends_the_reports(peer: Peer) -> None:
 
 async def test_closing_in_a_report_stops_the_rest_of_the_read(peer: Peer) -> None:
     """An owner that closes while it handles a report gets none that came with it."""
-    seen: list[Report] = []
-
-    def close_at_first(report: Report) -> None:
-        seen.append(report)
-        peer.channel.close()
-
-    peer.channel._on_report = close_at_first
+    peer.close_at_report = True
     peer.write(encode(HELLO), encode(Text(1, "x")) * 10)
-    await eventually(lambda: seen)
+    await eventually(lambda: peer.reports)
     for _ in range(5):
         await asyncio.sleep(0)
-    assert seen == [HELLO]
+    assert peer.reports == [HELLO]
     assert (peer.eofs, peer.violations) == (0, [])
 
 
@@ -265,23 +265,19 @@ async def test_close_may_be_called_twice(peer: Peer) -> None:
 async def test_send_to_a_dead_worker_is_harmless(tmp_path: Path) -> None:
     """A real worker that dies between two commands: neither loop raises, and its exit is told as ever."""
     recorded = await start(tmp_path, "exit 9")
-    worker = recorded.worker
-    assert worker is not None
     while not recorded.exits:
-        worker.send(Cancel(1))
+        recorded.send(Cancel(1))
         await asyncio.sleep(0.001)
-    worker.send(Cancel(2))
+    recorded.send(Cancel(2))
     assert (await recorded.exit()).code == 9
 
 
 async def test_commands_are_answered_by_a_real_worker(tmp_path: Path) -> None:
     """A thousand commands, a thousand answers, in order."""
     recorded = await start(tmp_path, "serve")
-    worker = recorded.worker
-    assert worker is not None
     for number in range(1000):
-        worker.send(Detokenize(number, [number]))
+        recorded.send(Detokenize(number, [number]))
     await eventually(lambda: len(recorded.reports) == 1001)
     assert recorded.reports[1:] == [Text(number, f"[{number}]") for number in range(1000)]
-    worker.stop("close", "the test is over")
+    recorded.stop("close")
     assert (await recorded.exit()).code == 0

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 from tests.support.polling import eventually
-from tests.support.workers import Recorded, executable, start
+from tests.support.workers import executable, start
 
 from llmvisor import limits
 from llmvisor.supervision.reaper import RUNGS, ProcessGroup, Reaper, Rung, WorkerExit
@@ -26,11 +28,6 @@ def short_graces(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("close_grace_seconds", "terminate_grace_seconds", "abort_grace_seconds", "hang_up_grace_seconds"):
         monkeypatch.setattr(limits, name, 0.2)
     monkeypatch.setattr(limits, "pipe_drain_seconds_max", 0.3)
-
-
-def stop(recorded: Recorded, rung: Rung, reason: str = "the test asks") -> None:
-    assert recorded.worker is not None
-    recorded.worker.stop(rung, reason)
 
 
 def gone(pid: int) -> bool:
@@ -125,7 +122,7 @@ async def test_stop_ends_a_well_behaved_worker_at_its_rung(
     """A worker that obeys is ended by the rung that was asked for, and no other."""
     recorded = await start(tmp_path, "serve")
     await recorded.hello()
-    stop(recorded, rung, "idle for 5 minutes")
+    recorded.stop(rung, "idle for 5 minutes")
     ended = await recorded.exit()
     assert (ended.code, ended.signal, ended.requested) == (code, number, True)
     assert not ended.possible_oom
@@ -136,7 +133,7 @@ async def test_abort_brings_the_stacks_of_a_hung_worker(tmp_path: Path) -> None:
     """A hung worker is aborted so that its last lines say where it hung."""
     recorded = await start(tmp_path, "traceback")
     await recorded.text()
-    stop(recorded, "abort", "no progress for 30 s")
+    recorded.stop("abort", "no progress for 30 s")
     ended = await recorded.exit()
     assert ended.signal == signal.SIGABRT
     assert any(line.startswith("Fatal Python error: Aborted") for line in ended.last_lines)
@@ -148,7 +145,7 @@ async def test_stop_is_bounded_for_a_worker_that_ignores_everything(tmp_path: Pa
     """A worker deaf to its pipe, SIGTERM and SIGABRT is killed at the top of the ladder, from wherever it began."""
     recorded = await start(tmp_path, "ignore SIGTERM SIGABRT")
     await recorded.text()
-    stop(recorded, rung)
+    recorded.stop(rung)
     ended = await recorded.exit(seconds=5)
     assert (ended.signal, ended.requested) == (signal.SIGKILL, True)
 
@@ -157,7 +154,7 @@ async def test_stop_takes_the_child_of_a_worker_with_it(tmp_path: Path) -> None:
     """What a worker started goes with it, also when the worker closes in good order."""
     recorded = await start(tmp_path, "child")
     grandchild = int(await recorded.text())
-    stop(recorded, "close")
+    recorded.stop("close")
     assert (await recorded.exit()).code == 0
     assert gone(grandchild)
 
@@ -167,9 +164,9 @@ async def test_stronger_stop_does_not_wait_for_the_weaker_one(tmp_path: Path, mo
     monkeypatch.setattr(limits, "close_grace_seconds", 1000.0)
     recorded = await start(tmp_path, "ignore SIGTERM")
     await recorded.text()
-    stop(recorded, "close", "unload")
+    recorded.stop("close", "unload")
     await asyncio.sleep(0)
-    stop(recorded, "kill", "shutdown")
+    recorded.stop("kill", "shutdown")
     ended = await recorded.exit(seconds=5)
     assert ended.signal == signal.SIGKILL
     assert ended.reason == "unload"
@@ -180,9 +177,9 @@ async def test_weaker_stop_does_not_slow_the_stronger_one(tmp_path: Path, monkey
     monkeypatch.setattr(limits, "close_grace_seconds", 1000.0)
     recorded = await start(tmp_path, "ignore SIGTERM")
     await recorded.text()
-    stop(recorded, "kill")
+    recorded.stop("kill")
     for rung in RUNGS:
-        stop(recorded, rung)
+        recorded.stop(rung)
     assert (await recorded.exit(seconds=5)).signal == signal.SIGKILL
 
 
@@ -191,7 +188,7 @@ async def test_stop_of_a_worker_that_has_gone_changes_nothing(tmp_path: Path) ->
     recorded = await start(tmp_path, "exit 5")
     ended = await recorded.exit()
     for rung in RUNGS:
-        stop(recorded, rung)
+        recorded.stop(rung)
     assert ended.code == 5
     assert not ended.requested
     assert len(recorded.exits) == 1
@@ -200,7 +197,7 @@ async def test_stop_of_a_worker_that_has_gone_changes_nothing(tmp_path: Path) ->
 async def test_stop_before_hello_ends_a_worker(tmp_path: Path) -> None:
     """A worker that is still starting can be stopped as well."""
     recorded = await start(tmp_path, "none", python=executable(tmp_path / "slow", "exec sleep 1000"))
-    stop(recorded, "close")
+    recorded.stop("close")
     assert (await recorded.exit(seconds=5)).signal == signal.SIGTERM
 
 
@@ -210,13 +207,12 @@ async def test_stop_in_a_callback_is_taken(tmp_path: Path) -> None:
 
     def on_report(report: Report) -> None:
         if isinstance(report, Text):
-            stop(recorded, "kill", "seen enough")
+            recorded.stop("kill", "seen enough")
 
     await recorded.hello()
-    assert recorded.worker is not None
-    recorded.worker._channel._on_report = on_report
+    recorded.heard = on_report
     for number in range(100):
-        recorded.worker.send(Detokenize(number, [number]))
+        recorded.send(Detokenize(number, [number]))
     assert (await recorded.exit()).reason == "seen enough"
 
 
@@ -228,12 +224,11 @@ async def test_stopped_worker_blocks_no_send_and_can_be_killed(tmp_path: Path) -
     recorded = await start(tmp_path, "serve")
     await recorded.hello()
     os.kill(recorded.pid, signal.SIGSTOP)
-    assert recorded.worker is not None
     started = time.monotonic()
     for number in range(50):
-        recorded.worker.send(Detokenize(number, [70_000] * 20_000))
+        recorded.send(Detokenize(number, [70_000] * 20_000))
     assert time.monotonic() - started < 2
-    stop(recorded, "kill")
+    recorded.stop("kill")
     assert (await recorded.exit()).signal == signal.SIGKILL
 
 
@@ -243,7 +238,7 @@ async def test_stopped_worker_is_woken_to_take_its_signal(tmp_path: Path, rung: 
     recorded = await start(tmp_path, "serve")
     await recorded.hello()
     os.kill(recorded.pid, signal.SIGSTOP)
-    stop(recorded, rung)
+    recorded.stop(rung)
     assert (await recorded.exit()).signal == number
 
 
@@ -254,9 +249,8 @@ async def test_worker_that_never_reads_is_killed_past_the_bound(
     monkeypatch.setattr(limits, "command_bytes_buffered_max", 1_000_000)
     recorded = await start(tmp_path, "ignore SIGTERM")
     await recorded.text()
-    assert recorded.worker is not None
     for number in range(20):
-        recorded.worker.send(Detokenize(number, [70_000] * 20_000))
+        recorded.send(Detokenize(number, [70_000] * 20_000))
     ended = await recorded.exit()
     assert ended.violation is not None
     assert ended.violation.startswith("does not read its commands: 1")
@@ -287,8 +281,8 @@ async def test_unkillable_process_ends_the_ladder_in_bounded_time(monkeypatch: p
     process = Immortal()
     child = await asyncio.create_subprocess_exec("sleep", "1000", start_new_session=True)
     group = ProcessGroup(child.pid)
-    monkeypatch.setattr(group, "signal", lambda _: None)
-    monkeypatch.setattr(group, "signal_group", lambda _: None)
+    for name in ("signal", "signal_group"):
+        monkeypatch.setattr(group, name, signal.Signals)  # reaches nobody
     reaper = Reaper(process, group, close_commands=lambda: None)
     reaper.stop("close")
     assert await asyncio.wait_for(reaper.reap(), 5) is None
@@ -304,14 +298,35 @@ async def test_cancelled_life_kills_the_group(tmp_path: Path) -> None:
     """When the loop ends its tasks, no worker is left behind, and no descriptor."""
     recorded = await start(tmp_path, "child")
     grandchild = int(await recorded.text())
-    assert recorded.worker is not None
-    life = recorded.worker._life
+    (life,) = (task for task in asyncio.all_tasks() if task.get_name() == f"worker tiny {recorded.pid}")
     life.cancel()
     await asyncio.gather(life, return_exceptions=True)
     await eventually(lambda: gone(recorded.pid) and gone(grandchild))
     assert recorded.exits == []
     for entry in (tmp_path / "run").iterdir():
         entry.unlink()  # the sweep's work
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_lives_of_any_kind_that_end_at_any_moment_are_each_told_once(tmp_path: Path, seed: int) -> None:
+    """Workers of every temper, stopped and killed at random moments: each ends once, and nothing is left."""
+    chance = random.Random(seed)
+    tempers = ["serve", "exit 3", "child", "leave-child", "mute", "no-hello", "write 00", "ignore SIGTERM", "lines 50"]
+
+    async def live(temper: str) -> WorkerExit:
+        recorded = await start(tmp_path, temper)
+        for _ in range(chance.randrange(4)):
+            await asyncio.sleep(chance.random() * 0.3)
+            recorded.send(Detokenize(1, [1]))
+            recorded.stop(chance.choice(RUNGS), "chance")
+        with suppress(ProcessLookupError):
+            if not recorded.exits and chance.random() < 0.5:
+                os.kill(recorded.pid, chance.choice([signal.SIGKILL, signal.SIGSTOP, signal.SIGSEGV]))
+        recorded.stop("close", "the end")
+        return await recorded.exit(seconds=30)
+
+    exits = await asyncio.gather(*(live(temper) for temper in tempers))
+    assert all((ended.code is None) != (ended.signal is None) for ended in exits)
 
 
 # ---------------------------------------------------------------------------------------------- it breaks the protocol

@@ -28,8 +28,7 @@ CANARY = "sk-canary-1f3c"
 
 
 async def ended(recorded: Recorded) -> None:
-    assert recorded.worker is not None
-    recorded.worker.stop("kill", "the test is over")
+    recorded.stop("kill")
     await recorded.exit()
 
 
@@ -142,23 +141,29 @@ def broken_interpreter(folder: Path) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize(
-    ("python", "env", "errno_name"),
-    [
-        (lambda _: "/nonexistent/python", {}, "ENOENT"),
-        (broken_interpreter, {}, "ENOENT"),
-        (not_executable, {}, "EACCES"),
-        (str, {}, "EACCES"),
-        (lambda _: sys.executable, {"BIG": "x" * 4_000_000}, "E2BIG"),
-        (lambda _: sys.executable, {"BAD": "a\0b"}, "EINVAL"),
-        (lambda _: sys.executable, {"BA=D": "b"}, "EINVAL"),
-    ],
-    ids=["missing", "missing interpreter", "not executable", "a folder", "too long", "a null byte", "a bad name"],
-)
-async def test_spawn_errors_leave_no_fds(
-    tmp_path: Path, python: Callable[[Path], str], env: dict[str, str], errno_name: str
-) -> None:
+def missing(_: Path) -> str:
+    return "/nonexistent/python"
+
+
+def sound(_: Path) -> str:
+    return sys.executable
+
+
+UNSTARTABLE: dict[str, tuple[Callable[[Path], str], dict[str, str], str]] = {
+    "missing": (missing, {}, "ENOENT"),
+    "missing interpreter": (broken_interpreter, {}, "ENOENT"),
+    "not executable": (not_executable, {}, "EACCES"),
+    "a folder": (str, {}, "EACCES"),
+    "too long": (sound, {"BIG": "x" * 4_000_000}, "E2BIG"),
+    "a null byte": (sound, {"BAD": "a\0b"}, "EINVAL"),
+    "a bad name": (sound, {"BA=D": "b"}, "EINVAL"),
+}
+
+
+@pytest.mark.parametrize("kind", UNSTARTABLE)
+async def test_spawn_errors_leave_no_fds(tmp_path: Path, kind: str) -> None:
     """A worker that cannot be started is one typed error, not worth a retry, and leaves nothing open."""
+    python, env, errno_name = UNSTARTABLE[kind]
     with no_leaks(tmp_path / "run"), pytest.raises(SpawnFailed) as caught:
         await start(tmp_path, "serve", python=python(tmp_path), env=env)
     assert caught.value.errno_name == errno_name

@@ -26,14 +26,29 @@ class Configured:
         path.write_text(text, encoding="utf-8")
         return path
 
-    def load(self, text: str | None = None, *, flags: Mapping[str, object] = {}, **environ: str) -> LoadedConfig:
+    def load(
+        self,
+        text: str | None = None,
+        *,
+        flags: Mapping[str, object] | None = None,
+        environ: Mapping[str, str] | None = None,
+        **variables: str,
+    ) -> LoadedConfig:
         """The configuration with this file's text (None = the files that are there) and these variables."""
         if text is not None:
             self.write(text)
-        return load_config(flags=flags, environ=self.environ | environ, cwd=self.folder)
+        together = self.environ | dict(environ or {}) | variables
+        return load_config(flags=flags or {}, environ=together, cwd=self.folder)
 
-    def problems(self, text: str | None = None, *, flags: Mapping[str, object] = {}, **environ: str) -> list[str]:
+    def problems(
+        self,
+        text: str | None = None,
+        *,
+        flags: Mapping[str, object] | None = None,
+        environ: Mapping[str, str] | None = None,
+        **variables: str,
+    ) -> list[str]:
         """What is wrong with it; fails where nothing is."""
         with pytest.raises(ConfigError) as caught:
-            self.load(text, flags=flags, **environ)
+            self.load(text, flags=flags, environ=environ, **variables)
         return caught.value.problems

@@ -30,7 +30,7 @@ def no_leaks(*folders: Path) -> Generator[None]:
     yield
     with suppress(pytest.fail.Exception):
         eventually_sync(lambda: not come(before, *folders), SETTLE_SECONDS)
-    assert come(before, *folders) == []
+    _complain(come(before, *folders))
 
 
 @pytest.fixture
@@ -43,7 +43,12 @@ async def leak_check(tmp_path: Path) -> AsyncGenerator[None]:
     yield
     with suppress(pytest.fail.Exception):
         await eventually(lambda: not come(before, run_dir), SETTLE_SECONDS)
-    assert come(before, run_dir) == []
+    _complain(come(before, run_dir))
+
+
+def _complain(left: list[str]) -> None:
+    if left:
+        pytest.fail(f"left behind: {left}", pytrace=False)
 
 
 def come(before: Counter[str], *folders: Path) -> list[str]:

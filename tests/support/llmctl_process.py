@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[()][A-Z0-9]|\x1b[=>]")
+_IN_TERMINAL = """
+import fcntl, runpy, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+sys.argv[0] = "llmctl"
+runpy.run_module("llmctl", run_name="__main__", alter_sys=True)
+"""
+"""Takes the terminal as its own first: that is what makes Ctrl-C a signal. (`preexec_fn` and threads do not mix.)"""
 DEADLINE_SECONDS = 30.0
+_PRESS_SECONDS = 1.0
 
 
 class Ended(NamedTuple):
@@ -46,17 +54,19 @@ def llmctl(
     cwd: Path | None = None,
 ) -> Ended:
     """Run llmctl with pipes, to its end. Without `stdin` there is nothing to read."""
-    given: dict[str, object] = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
-    ended = subprocess.run(
+    with subprocess.Popen(
         command(*arguments),
-        capture_output=True,
+        stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         env=environment(socket_path, env),
-        timeout=DEADLINE_SECONDS,
-        check=False,
         cwd=cwd,
-        **given,  # pyright: ignore[reportArgumentType, reportCallIssue] - either of two arguments
-    )
-    return Ended(ended.returncode, ended.stdout.decode(), ended.stderr.decode())
+    ) as process:
+        try:
+            stdout, stderr = process.communicate(stdin, timeout=DEADLINE_SECONDS)
+        finally:
+            process.kill()
+    return Ended(process.returncode, stdout.decode(), stderr.decode())
 
 
 class TerminalRun:
@@ -68,13 +78,12 @@ class TerminalRun:
         self._controller, terminal = pty.openpty()
         termios.tcsetwinsize(terminal, (40, columns))
         self.process = subprocess.Popen(
-            command(*arguments),
+            [sys.executable, "-c", _IN_TERMINAL, *arguments],
             stdin=terminal,
             stdout=terminal,
             stderr=terminal,
             env=environment(socket_path, env),
             start_new_session=True,
-            preexec_fn=_take_terminal,  # noqa: PLW1509 - no threads of the test run between fork and exec need care
         )
         os.close(terminal)
         self.raw = ""
@@ -107,12 +116,35 @@ class TerminalRun:
     def send(self, text: str) -> None:
         os.write(self._controller, text.encode())
 
+    def interrupt(self, *, until: str | None = None) -> None:
+        """Press Ctrl-C until a text appears, or until the end.
+
+        Python misses a signal that comes just before it blocks in a system call, and a person presses again.
+        """
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while time.monotonic() < deadline:
+            self.send("\x03")
+            pressed = time.monotonic()
+            while time.monotonic() < pressed + _PRESS_SECONDS:
+                if until is not None and self.text.find(until, self._seen) >= 0:
+                    return
+                if not self._read(pressed + _PRESS_SECONDS) and self._is_over():
+                    return
+        raise AssertionError(f"Ctrl-C has no effect; there is: {self.text[self._seen :]!r}")
+
     def wait(self) -> int:
         """The exit code, once it has ended and everything is read."""
         deadline = time.monotonic() + DEADLINE_SECONDS
         while self._read(deadline):
             pass
         return self.process.wait(timeout=DEADLINE_SECONDS)
+
+    def _is_over(self) -> bool:
+        try:
+            self.process.wait(timeout=0.05)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
 
     def _read(self, deadline: float) -> bool:
         ready, _, _ = select.select([self._controller], [], [], max(deadline - time.monotonic(), 0))
@@ -127,9 +159,3 @@ class TerminalRun:
 def plain(text: str) -> str:
     """Text as it looks: no escape sequences, plain line ends."""
     return _ESCAPES.sub("", text).replace("\r\n", "\n")
-
-
-def _take_terminal() -> None:
-    import fcntl  # noqa: PLC0415 - in the child
-
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)

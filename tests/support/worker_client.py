@@ -84,14 +84,17 @@ class Worker:
         *,
         extra: Iterable[str] = (),
         env: dict[str, str] | None = None,
+        program: str | None = None,
     ) -> None:
-        """`extra` are further arguments, `env` further variables."""
+        """`extra` are further arguments, `env` further variables, `program` is Python to run instead of the module."""
         command_read, self._command_fd = os.pipe()
         self.report_fd, report_write = os.pipe()
         self.inherited_fds = (command_read, report_write)
         """The worker's ends of the two pipes, by its own numbers."""
         argv = [
-            *(sys.executable, "-P", "-m", "llmvisor_runtimes", backend),
+            *(sys.executable, "-P"),
+            *(("-m", "llmvisor_runtimes") if program is None else ("-c", program)),
+            backend,
             *("--read-fd", str(command_read), "--write-fd", str(report_write)),
             *("--parent-pid", str(os.getpid()), "--nonce", os.urandom(8).hex()),
             *extra,

@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import itertools
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.support.polling import eventually
 
 from llmvisor.clock import SystemClock
 from llmvisor.supervision.orphans import OrphanJournal
-from llmvisor.supervision.reaper import WorkerExit
+from llmvisor.supervision.reaper import Rung, WorkerExit
 from llmvisor.supervision.spawn import WorkerSpec
 from llmvisor.supervision.worker import Worker, start_worker
-from llmvisor_runtimes.protocol import Hello, Report, Text
+from llmvisor_runtimes.protocol import Command, Hello, Report, Text
 
 SCRIPT = Path(__file__).parent / "scripted_worker.py"
 _nonces = itertools.count(1)
@@ -45,15 +46,26 @@ class Recorded:
         self.exits: list[WorkerExit] = []
         self.reports_after_exit = 0
         self.worker: Worker | None = None
+        self.heard: Callable[[Report], None] = lambda _: None
+        """What a test does on each report, while it is being reported."""
 
     @property
     def pid(self) -> int:
         assert self.worker is not None
         return self.worker.pid
 
+    def send(self, command: Command) -> None:
+        assert self.worker is not None
+        self.worker.send(command)
+
+    def stop(self, rung: Rung, reason: str = "the test asks") -> None:
+        assert self.worker is not None
+        self.worker.stop(rung, reason)
+
     def on_report(self, report: Report) -> None:
         self.reports.append(report)
         self.reports_after_exit += len(self.exits)
+        self.heard(report)
 
     async def hello(self) -> Hello:
         """Its first report."""

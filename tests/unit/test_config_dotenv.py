@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmvisor.config.dotenv import read_dotenv
@@ -49,6 +49,7 @@ def test_dotenv_ignores_a_byte_order_mark() -> None:
     assert [(each.name, each.value) for each in found] == [("PORT", "1"), ("HOST", "h")]
 
 
+@settings(deadline=None)
 @given(st.text(max_size=300))
 def test_dotenv_reads_any_text(text: str) -> None:
     """Whatever stands in the file, every line is a variable, a problem, or nothing."""

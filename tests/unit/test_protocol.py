@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import tracemalloc
 
@@ -52,7 +53,9 @@ from llmvisor_runtimes.protocol import (
     encode,
 )
 
-CHAT = ChatPrompt([ChatMessage("system", "be brief"), ChatMessage("user", "où?", name="eve")], template_kwargs=b'{"a":1}')
+CHAT = ChatPrompt(
+    [ChatMessage("system", "be brief"), ChatMessage("user", "où?", name="eve")], template_kwargs=b'{"a":1}'
+)
 COMMANDS: list[Command] = [
     Load("m", "/models/m.gguf", ModelOptions(parallel=8, options={"a": msgspec.Raw(msgspec.msgpack.encode([1]))})),
     Generate(1, "req-1", CHAT, Sampling(temperature=0, seed=2**63, logit_bias={5: -1.5}), n=2, stop=["\n"], logprobs=0),
@@ -159,10 +162,8 @@ def test_mutated_frame_is_a_frame_or_a_protocol_violation(data: st.DataObject) -
         at = data.draw(st.integers(0, len(stream)))
         stream[at : at + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=4))
     for read in (read_commands, read_reports):
-        try:
+        with contextlib.suppress(ProtocolViolation):
             read(bytes(stream))
-        except ProtocolViolation:
-            pass
 
 
 @given(st.binary(max_size=200))
@@ -170,10 +171,8 @@ def test_mutated_frame_is_a_frame_or_a_protocol_violation(data: st.DataObject) -
 def test_any_body_is_a_frame_or_a_protocol_violation(body: bytes) -> None:
     """A frame of random bytes decodes or is a `ProtocolViolation`."""
     for read in (read_commands, read_reports):
-        try:
+        with contextlib.suppress(ProtocolViolation):
             read(struct.pack("<I", len(body)) + body)
-        except ProtocolViolation:
-            pass
 
 
 @pytest.mark.parametrize("name", [name for name in SEEDS if "bomb" in name or "length" in name or name == "oversize"])

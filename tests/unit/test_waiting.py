@@ -30,9 +30,13 @@ class Engine:
                 else:
                     assert self.waiting.pause(REQUEST.id, paused=what == "pause")
 
-        return self.waiting.enter(
-            REQUEST.id, take, lambda id: self.calls.append(f"cancel {id}"), lambda id: self.calls.append(f"pause {id}")
-        )
+        return self.waiting.enter(REQUEST.id, take, self.cancel, self.pause)
+
+    def cancel(self, id: int) -> None:
+        self.calls.append(f"cancel {id}")
+
+    def pause(self, id: int) -> None:
+        self.calls.append(f"pause {id}")
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import msgspec
 from llmvisor import limits
 from llmvisor.config.draft import Draft
 from llmvisor.config.models import complete_models
-from llmvisor.config.origins import DEFAULT, Origin, Path, dotted, is_secret, leaves
+from llmvisor.config.origins import DEFAULT, Origin, Path, dotted, leaves, shown
 from llmvisor.config.tree import Config
 
 
@@ -23,7 +23,8 @@ def complete(draft: Draft) -> tuple[Config, dict[str, Origin]]:
     for path in list(draft.settings):
         if path[0] == "backends" and "/" in (draft.text(path) or ""):
             draft.make_absolute(path)
-        if is_secret(path) and draft.value(path) and draft.origin(path).layer == "file":
+        value = draft.value(path)
+        if value and shown(path, value) is not value and draft.origin(path).layer == "file":
             draft.warn(path, "a secret in plain text; an environment variable keeps it out of the file")
     complete_models(draft)
     if draft.problems:

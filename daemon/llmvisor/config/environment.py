@@ -26,7 +26,12 @@ SERVER_NAMES: dict[str, Path] = {
     "PORT": ("server", "port"),
     "SHUTDOWN_TIMEOUT": ("server", "shutdown_timeout"),
     "LOG_LEVEL": ("logging", "main", "console_level"),
+    "LLMVISOR_SOCKET": ("control", "socket"),
 }
+"""`LLMVISOR_SOCKET` is what `llmctl` reads as well, so that one variable moves both ends."""
+
+OUTSIDE_TREE = ("LLMVISOR_CONFIG", "LLMVISOR_DATA_DIR")
+"""Names that say where things are rather than what they are set to."""
 
 TIER_KEYS: dict[str, str] = {
     "MODEL_PATH": "path",
@@ -124,6 +129,8 @@ def read_variables(variables: Mapping[str, Variable], models: Models) -> tuple[L
             _set_tier(layer, variable, models, unused)
         elif _FOREIGN.fullmatch(variable.name):
             unused.append(f"{variable.origin.where}: not used by this version")
+        elif variable.name.startswith("LLMVISOR_") and variable not in general and variable.name not in OUTSIDE_TREE:
+            unused.append(f"{variable.origin.where}: not used; names of the tree begin with {PREFIX}")
     # Last, because the long name is the more exact one where both are set.
     for variable in general:
         _set_general(layer, variable, models)

@@ -99,6 +99,14 @@ def _is_there(path: FilePath) -> bool:
     return True
 
 
+def _is_writable_by_all(path: FilePath) -> bool:
+    try:
+        return bool(path.stat().st_mode & stat.S_IWOTH)
+    except OSError:
+        # Gone since it was read, which a reload will notice.
+        return False
+
+
 def shown_name(path: FilePath, cwd: FilePath) -> str:
     """A file as it stands in messages: relative to the working directory where it is in there."""
     return str(path.relative_to(cwd)) if path.is_relative_to(cwd) else str(path)
@@ -166,7 +174,12 @@ def _load(
     problems += draft.problems
     if problems:
         raise ConfigError(in_order(problems))
-    return LoadedConfig(config, origins, file, dotenv, draft.warnings, [*dotenv_unused, *unused])
+    warnings = [
+        f"{shown_name(path, cwd)}: every person of this machine may write to it"
+        for path in (file if text is not None and not alone else None, dotenv)
+        if path is not None and _is_writable_by_all(path)
+    ]
+    return LoadedConfig(config, origins, file, dotenv, [*warnings, *draft.warnings], [*dotenv_unused, *unused])
 
 
 def _surroundings(flags: Mapping[str, object], environ: Mapping[str, str], cwd: FilePath) -> Surroundings:

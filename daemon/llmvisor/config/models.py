@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from llmvisor import limits
 from llmvisor.config.draft import Draft
-from llmvisor.config.names import check_name
 from llmvisor.config.origins import Path, dotted
 from llmvisor.config.tree import TIERS, Llm
+from llmvisor.routing.names import check_name
 
 BACKENDS = ("llamacpp", "mock")
 """The backends that come with this version."""
 PATHLESS_BACKENDS = ("mock",)
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def complete_models(draft: Draft) -> None:
@@ -29,15 +31,24 @@ def complete_models(draft: Draft) -> None:
         for key, value in (("temperature", Llm().temperature), ("max_tokens", Llm().max_tokens)):
             _inherit(draft, (*path, key), ("llm", key), value)
     _check_aliases(draft)
-    for setting in list(draft.settings.values()):
-        if setting.path[0] == "backends" and (said := check_name(setting.path[1])) is not None:
-            draft.wrong(setting.path, f"found a backend {setting.path[1]!r}, {said}")
+    for path in draft.settings:
+        _check_free_name(draft, path)
 
 
 def _check_name(draft: Draft, name: str) -> None:
     said = check_name(name)
     if said is not None:
-        draft.wrong(("models", name), f"found the name {name!r}, {said}")
+        draft.wrong(("models", name), f"found the name {name!r}: {said}")
+
+
+def _check_free_name(draft: Draft, path: Path) -> None:
+    """The names that a person gives beside the models': of backends and of environment variables."""
+    if path[0] == "backends" and (said := check_name(path[1])) is not None:
+        draft.wrong(path, f"found the backend {path[1]!r}: {said}")
+    elif path[2:3] == ("env",) and _VARIABLE.fullmatch(path[3]) is None:
+        draft.wrong(path, f"found the name {path[3]!r}, allowed: letters, digits and _, no digit first")
+    elif path[2:3] == ("options",) and not (path[3].isprintable() and 0 < len(path[3]) <= limits.option_name_chars_max):
+        draft.wrong(path, f"allowed: a name of 1 to {limits.option_name_chars_max} printable characters")
 
 
 def _complete_tier(draft: Draft, name: str) -> None:
@@ -120,12 +131,11 @@ def _aliases(draft: Draft) -> Iterator[tuple[Path, str]]:
 def _check_aliases(draft: Draft) -> None:
     """An alias is no name, no tier and no other alias: each name stands for one model."""
     seen: dict[str, Path] = {}
-    ids = {f"{draft.value(('models', name, 'tier'))}/{name}" for name in draft.models}
     for key, alias in _aliases(draft):
         said = check_name(alias)
         if said is not None:
-            draft.wrong(key, f"found {alias!r}, {said}")
-        elif alias in draft.models or alias in ids:
+            draft.wrong(key, f"found {alias!r}: {said}")
+        elif alias in draft.models:
             draft.wrong(key, f'found "{alias}", which is a model\'s name already')
         elif alias in TIERS:
             draft.wrong(key, f'found "{alias}", which is a tier; `tier: {alias}` makes the model fill it')

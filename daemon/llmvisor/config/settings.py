@@ -6,6 +6,7 @@ from typing import get_args
 
 import msgspec
 
+from llmvisor import limits
 from llmvisor.config import schema
 from llmvisor.config.document import DocumentError, Entry, Mapping, Node, Scalar, plain, read_document
 from llmvisor.config.origins import LayerName, Origin, Path, dotted, shown
@@ -36,8 +37,16 @@ class Problem(msgspec.Struct, frozen=True):
 
 def in_order(problems: list[Problem]) -> list[str]:
     """Problems as a person reads them: by layer, and by line."""
+    # One line each, whatever stands in a key: an escape sequence of a file must not reach the terminal.
     ranks = {layer: rank for rank, layer in enumerate(get_args(LayerName))}
-    return list(map(str, sorted(problems, key=lambda each: (ranks[each.origin.layer], each.origin.line))))
+    ordered = sorted(problems, key=lambda each: (ranks[each.origin.layer], each.origin.line))
+    return [one_line(str(problem)) for problem in ordered]
+
+
+def one_line(text: str) -> str:
+    """The text with what cannot be printed escaped, and cut where it is too long to be read."""
+    printable = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text[: limits.problem_chars_max])
+    return printable if len(text) <= limits.problem_chars_max else f"{printable}…"
 
 
 class Layer(msgspec.Struct):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+from contextlib import suppress
 
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
@@ -70,6 +72,7 @@ class FrontServer(web.Server):
 
     def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
         super().connection_made(handler, transport)
+        _bound_send_buffer(transport)
         if len(self._connections) > self._settings.connections_max:
             _log.warning("too many connections: one refused", connections_max=self._settings.connections_max)
             transport.abort()
@@ -86,3 +89,11 @@ class FrontRunner(web.AppRunner):
 
     async def _make_server(self) -> web.Server:
         return FrontServer(await super()._make_server(), self._settings)
+
+
+def _bound_send_buffer(transport: asyncio.Transport) -> None:
+    """Keep the kernel from running megabytes ahead of a slow client: its sequence would never be paused."""
+    connection = transport.get_extra_info("socket")
+    if connection is not None:
+        with suppress(OSError):  # gone already
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, limits.send_buffer_bytes)

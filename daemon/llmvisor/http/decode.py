@@ -16,6 +16,7 @@ _MISSING = re.compile(r"Object missing required field `(?P<field>[^`]+)`")
 _GOT = re.compile(r", got `[^`]+`$")
 _STEP = re.compile(r"\.(?P<name>[^.\[]+)|\[(?P<index>\d+)\]")
 _FOUND_CHARS_MAX = 60
+_FOUND_BITS_MAX = 128
 _ABSENT = object()
 
 
@@ -43,6 +44,8 @@ def shown(value: object) -> str:
         return f"an array of {len(value)}"  # pyright: ignore[reportUnknownArgumentType]  # any JSON
     if isinstance(value, dict):
         return "an object"
+    if isinstance(value, int) and value.bit_length() > _FOUND_BITS_MAX:
+        return "a far larger number"  # Python refuses to print thousands of digits
     text = msgspec.json.encode(value).decode()
     if len(text) <= _FOUND_CHARS_MAX:
         return text

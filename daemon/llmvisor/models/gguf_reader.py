@@ -282,7 +282,9 @@ def _elements(name: str, shape: tuple[int, ...], kind: gguf_types.TensorType) ->
             raise Malformed(f"tensor {name!r} has an absurd shape: {shape}")
     row = shape[0] if shape else 1
     if row % kind.block_elements:
-        raise Malformed(f"tensor {name!r} has rows of {row}, which is no multiple of {kind.block_elements} ({kind.name})")
+        raise Malformed(
+            f"tensor {name!r} has rows of {row}, which is no multiple of {kind.block_elements} ({kind.name})"
+        )
     return elements
 
 

@@ -9,7 +9,6 @@ started with all agree, so a pid that now belongs to a stranger is spared.
 from __future__ import annotations
 
 import os
-import secrets
 import signal
 from contextlib import suppress
 from pathlib import Path
@@ -75,12 +74,12 @@ class OrphanJournal:
         secure_directory(run_dir)
 
     def record(self, *, pid: int, nonce: str, model: str) -> None:
-        """Write a worker down, at once whole or not at all. Raises OSError."""
+        """Write a worker down, whole or not at all. Raises OSError, and ValueError for a name that is no text."""
         start_time = process_start_time(pid)
         if start_time is None:
             return
         data = msgspec.json.encode(JournalEntry(pid=pid, start_time=start_time, nonce=nonce, model=model))
-        temporary = self.run_dir / f".{_PREFIX}{nonce}.{secrets.token_hex(4)}"
+        temporary = self.run_dir / f".{_PREFIX}{nonce}"
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             with os.fdopen(fd, "wb") as file:

@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Literal, Protocol
@@ -121,17 +122,23 @@ class ProcessGroup:
             poll = select.poll()
             poll.register(self._pidfd, select.POLLIN)
             return bool(poll.poll(seconds * 1000))
-        with suppress(psutil.NoSuchProcess):
-            try:
-                psutil.Process(self.pid).wait(timeout=seconds)
-            except psutil.TimeoutExpired:
-                return False
-        return True
+        for _ in range(int(seconds / limits.process_poll_seconds) + 1):
+            if _has_ended(self.pid):
+                return True
+            time.sleep(limits.process_poll_seconds)
+        return False
 
     def close(self) -> None:
         if self._pidfd is not None:
             os.close(self._pidfd)
             self._pidfd = None
+
+
+def _has_ended(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 class Waitable(Protocol):

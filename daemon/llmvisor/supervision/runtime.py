@@ -7,6 +7,7 @@ after another and nobody else touches its state. Effects that lead to further ev
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import itertools
 from collections import deque
 from collections.abc import Callable
@@ -234,7 +235,10 @@ class Runtime:
                 self._refuse(effect)
             case StartWorker():
                 self._stop_asked = None
-                self._start_task = asyncio.get_running_loop().create_task(self._start(), name=f"start {self.name}")
+                # In a context of its own: the worker outlives the request that starts it, and logs under its own name.
+                self._start_task = asyncio.get_running_loop().create_task(
+                    self._start(), name=f"start {self.name}", context=contextvars.Context()
+                )
             case StopWorker(rung, reason):
                 self._stop_asked = effect
                 if self._worker is not None:
@@ -298,14 +302,14 @@ class Runtime:
             self._gone(str(error), permanent=not error.retryable)
 
     def _on_line(self, line: str) -> None:
-        self._log.info(line, source="worker")
+        self._log.debug(line, source="worker")
 
     def _on_exit(self, exit: WorkerExit) -> None:
         self._worker = None
         self._facts.last_lines = exit.last_lines
         self._facts.pid = None
         if self._scheduler.state is not State.STOPPING:
-            self._log.error("worker gone", reason=exit.describe())
+            self._log.error("worker gone", reason=exit.describe(), last_line=exit.last_lines[-1:])
         self._gone(exit.describe(), permanent=exit.code == EXIT_PERMANENT)
 
     def _gone(self, reason: str, *, permanent: bool = False) -> None:

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import sys
+import threading
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from typing import ClassVar
@@ -149,6 +150,7 @@ async def spawn(spec: WorkerSpec, *, nonce: str) -> Spawned:
     Belongs on the main thread's loop: the worker asks to die with the thread that forked it. Raises `SpawnFailed`,
     with nothing left open.
     """
+    assert threading.current_thread() is threading.main_thread(), "the worker would die with this thread"
     try:
         return await _spawn(spec, nonce)
     except (OSError, ValueError) as error:

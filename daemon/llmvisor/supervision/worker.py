@@ -38,7 +38,7 @@ async def start_worker(
     spawned = await spawn(spec, nonce=nonce_source())
     try:
         journal.record(pid=spawned.process.pid, nonce=spawned.nonce, model=spec.model)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         # A full disk costs the net under the nets, not the model.
         _log.warning("the worker is not in the orphan journal", model=spec.model, error=str(error))
     return Worker(spec, spawned, on_report=on_report, on_line=on_line, on_exit=on_exit, journal=journal, clock=clock)

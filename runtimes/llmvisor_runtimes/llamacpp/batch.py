@@ -47,15 +47,12 @@ def divide(wants: Sequence[int], room: int) -> list[int]:
     shares = [0] * len(wants)
     hungry = [place for place, want in enumerate(wants) if want > 0]
     while room and hungry:
-        part, odd = divmod(room, len(hungry))
-        still: list[int] = []
-        for order, place in enumerate(hungry):
-            given = min(wants[place] - shares[place], part + (order < odd))
+        part = room // len(hungry)
+        for place in hungry if part else hungry[:room]:
+            given = min(wants[place] - shares[place], part or 1)
             shares[place] += given
             room -= given
-            if shares[place] < wants[place]:
-                still.append(place)
-        hungry = still
+        hungry = [place for place in hungry if shares[place] < wants[place]]
     return shares
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 import sys
 from collections import deque
+from typing import ClassVar
 
 import llama_cpp
 
@@ -18,6 +19,9 @@ _BUFFER = re.compile(r"(KV|RS|compute) buffer size\s*=\s*([0-9.]+) MiB")
 class LlamaLog:
     """Takes llama.cpp's log over for the whole process."""
 
+    _installed: ClassVar[LlamaLog | None] = None
+    """Keeps the callback alive: C has a bare pointer to it, and llama.cpp logs when it is freed, too."""
+
     def __init__(self) -> None:
         self.loading = True
         """Lines are kept and everything from `info` on is shown; afterwards only warnings and errors are shown."""
@@ -25,10 +29,12 @@ class LlamaLog:
         """Show nothing: what is going to be said is expected."""
         self._level = _INFO
         self._lines: deque[tuple[int, str]] = deque(maxlen=_LINES_KEPT)
-        self._callback = llama_cpp.llama_log_callback(self._write)  # referenced: C keeps a bare pointer
+        self._callback = llama_cpp.llama_log_callback(self._write)
 
     def install(self) -> None:
+        """Take over from whoever had it."""
         llama_cpp.llama_log_set(self._callback, None)
+        LlamaLog._installed = self
 
     def reason(self) -> str:
         """What the last error lines say, or all that is known where none was logged."""

@@ -1,0 +1,61 @@
+"""Decode speed with 1, 4, 8 and 16 streams together, ours ÷ llama-server's."""
+
+from __future__ import annotations
+
+import asyncio
+
+from benchmarks.client import StreamTrace, connect
+from benchmarks.figures import Bound, Figure, Options, command, compare
+from benchmarks.harness import HOST, Load, Server, daemon, llama_server, starter_model
+from benchmarks.workload import COMPLETIONS, completion_body, fresh_number, text
+
+STREAMS = (1, 4, 8, 16)
+PROMPT_SENTENCES = 3
+CONTEXT_PER_STREAM = 512
+
+
+async def measure(options: Options) -> list[Figure]:
+    figures: list[Figure] = []
+    for streams in STREAMS[:: options.scaled(1, 2)]:
+        load = Load(n_ctx=CONTEXT_PER_STREAM * streams, parallel=streams)
+        with daemon(starter_model(load)) as ours, llama_server(load) as peer:
+            figures.append(await _compare(ours, peer, streams, options))
+    return figures
+
+
+async def _compare(ours: Server, peer: Server, streams: int, options: Options) -> Figure:
+    tokens = options.scaled(200, 32)
+    for server in (ours, peer):
+        await tokens_per_second(server, streams, 16)  # what is slow the first time only
+    rounds: list[tuple[float, float]] = []
+    for _ in range(options.rounds):
+        pair = [await tokens_per_second(server, streams, tokens) for server in (ours, peer)]
+        rounds.append((pair[0], pair[1]))
+    return compare(
+        f"decode, {streams} stream{'s' if streams > 1 else ''}",
+        "tokens/s",
+        rounds,
+        peer_name="llama-server",
+        target=Bound("ratio", "≥", 1.0),
+    )
+
+
+async def tokens_per_second(server: Server, streams: int, tokens: int) -> float:
+    """All streams' tokens, from the first text of any to the last of all."""
+    traces = await asyncio.gather(*(_one_stream(server, tokens) for _ in range(streams)))
+    began = min(trace.arrivals[0] for trace in traces)
+    ended = max(trace.arrivals[-1] for trace in traces)
+    return sum(trace.tokens - 1 for trace in traces) / (ended - began)
+
+
+async def _one_stream(server: Server, tokens: int) -> StreamTrace:
+    connection = await connect(HOST, server.port)
+    prompt = text(PROMPT_SENTENCES, seed=fresh_number())
+    body = completion_body(prompt, max_tokens=tokens, stream=True)
+    trace = await connection.stream(connection.request_bytes(COMPLETIONS, body))
+    connection.close()
+    return trace
+
+
+if __name__ == "__main__":
+    command(measure, __doc__)

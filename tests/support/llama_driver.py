@@ -1,0 +1,157 @@
+"""Drives the llama.cpp backend in this process, step by step, and keeps what it reports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from llmvisor_runtimes.llamacpp import LlamaCppBackend
+from llmvisor_runtimes.protocol import (
+    Done,
+    Failed,
+    Generate,
+    Load,
+    LoadProgress,
+    ModelInfo,
+    ModelOptions,
+    Sampling,
+    Step,
+    TokenLogprob,
+    TokenPrompt,
+)
+
+GREEDY = Sampling(temperature=0)
+STEPS_MAX = 20_000
+
+
+class Output:
+    """What has come of one choice."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.texts: list[str] = []
+        self.tokens: list[int] = []
+        self.logprobs: list[TokenLogprob] = []
+        self.finish: str | None = None
+
+
+class LlamaDriver:
+    """One loaded model; `run` steps until there is nothing left to do."""
+
+    def __init__(self, path: Path, options: ModelOptions) -> None:
+        self.backend = LlamaCppBackend()
+        self.load_progress: list[LoadProgress] = []
+        self.info: ModelInfo = self.backend.load(
+            Load("tiny", str(path), options),
+            lambda stage, done, total, unit: self.load_progress.append(LoadProgress(stage, done, total, unit)),
+        )
+        self.outputs: dict[tuple[int, int], Output] = {}
+        self.done: dict[int, Done] = {}
+        self.failed: dict[int, Failed] = {}
+        self.order: list[int] = []
+        """Request ids in the order in which they ended."""
+        self._ids = 0
+
+    def submit(
+        self,
+        prompt: list[int],
+        *,
+        sampling: Sampling = GREEDY,
+        n: int = 1,
+        max_tokens: int | None = 16,
+        stop: list[str] | None = None,
+        logprobs: int | None = None,
+        echo: bool = False,
+        ignore_eos: bool = False,
+        cache_prompt: bool = True,
+    ) -> int:
+        """Hand a request in; gives its id."""
+        self._ids += 1
+        request = Generate(
+            id=self._ids,
+            request_id=f"request-{self._ids}",
+            prompt=TokenPrompt(prompt),
+            sampling=sampling,
+            n=n,
+            max_tokens=max_tokens,
+            stop=stop or [],
+            logprobs=logprobs,
+            echo=echo,
+            ignore_eos=ignore_eos,
+            cache_prompt=cache_prompt,
+        )
+        self.backend.generate(request, prompt)
+        for index in range(n):
+            self.outputs[self._ids, index] = Output()
+        return self._ids
+
+    def step(self) -> None:
+        """One step of the engine."""
+        for report in self.backend.step():
+            if isinstance(report, Failed):
+                self.failed[report.id] = report
+                continue
+            assert isinstance(report, Step)
+            for delta in report.deltas:
+                output = self.outputs[delta.id, delta.index]
+                assert output.finish is None, "nothing comes after the last delta"
+                output.text += delta.text
+                output.texts.append(delta.text)
+                output.tokens += delta.tokens
+                output.logprobs += delta.logprobs
+                output.finish = delta.finish
+            for done in report.done:
+                self.done[done.id] = done
+                self.order.append(done.id)
+
+    def run(self, until: Callable[[], bool] | None = None) -> None:
+        """Step until nothing is left, or until a condition holds."""
+        for _ in range(STEPS_MAX):
+            if until() if until else self.backend.delay_seconds() is None:
+                return
+            assert self.backend.delay_seconds() == 0, "the engine has stopped before the condition held"
+            self.step()
+        raise AssertionError("the engine does not come to an end")
+
+    def generate(self, prompt: list[int], **wanted: object) -> Output:
+        """Run one request alone; gives its first choice."""
+        id = self.submit(prompt, **wanted)  # type: ignore[arg-type]
+        self.run()
+        return self.outputs[id, 0]
+
+    def close(self) -> None:
+        self.backend.close()
+
+
+@contextmanager
+def llama_driver(path: Path, **options: object) -> Iterator[LlamaDriver]:
+    """A driver of a model loaded with these `ModelOptions`, one thread unless they say otherwise."""
+    driver = LlamaDriver(path, msgspec.convert({"n_ctx": 512, "n_threads": 1, **options}, ModelOptions))
+    try:
+        yield driver
+    finally:
+        driver.close()
+
+
+def assert_same_up_to_noise(first: Output, second: Output, *, epsilon: float) -> None:
+    """Two greedy runs with `logprobs` are equal, or part where both tokens were as good as equally likely.
+
+    A batch of another shape adds floats in another order. Where two tokens' log-probabilities differ by less than that
+    noise, either may win, and what follows is another text.
+    """
+    for place, (left, right) in enumerate(zip(first.logprobs, second.logprobs, strict=False)):
+        if left.token == right.token:
+            assert left.logprob is not None
+            assert right.logprob is not None
+            assert abs(left.logprob - right.logprob) < epsilon, f"token {place} has another probability"
+            continue
+        for mine, other in ((left, right), (right, left)):
+            likely = {top.token: top.logprob for top in mine.top}
+            assert other.token in likely, f"token {place}: {other.token} is not even likely"
+            assert mine.logprob is not None
+            assert abs(mine.logprob - likely[other.token]) < epsilon, f"token {place} differs by more than noise"
+        return
+    assert first.tokens == second.tokens

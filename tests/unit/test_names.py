@@ -1,0 +1,182 @@
+"""Names of models: what each spelling means, what is refused, and what may stand in configuration."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmvisor import limits
+from llmvisor.errors import ModelNotFound, TierNotConfigured
+from llmvisor.routing.names import NamedModel, check_name, resolve
+
+SMOL = NamedModel("smollm2-135m", "light", ("smol", "gpt-4o-mini"))
+STORIES = NamedModel("stories15m", "light")
+QWEN = NamedModel("Qwen2.5-7B", "heavy", ("big",))
+BGE = NamedModel("bge-m3", "embedding")
+PLAIN = NamedModel("plain", None, ("Plain-Alias",))
+CATALOGUE = [BGE, SMOL, STORIES, QWEN, PLAIN]
+
+
+def loaded(*models: NamedModel) -> list[NamedModel]:
+    """The catalogue with these models loaded."""
+    return [NamedModel(model.name, model.tier, model.aliases, loaded=model in models) for model in CATALOGUE]
+
+
+@pytest.mark.parametrize(
+    ("requested", "expected"),
+    [
+        ("smollm2-135m", SMOL),
+        ("light/smollm2-135m", SMOL),
+        ("smol", SMOL),
+        ("light/smol", SMOL),
+        ("gpt-4o-mini", SMOL),
+        ("light", SMOL),
+        ("heavy", QWEN),
+        ("embedding", BGE),
+        ("Light", SMOL),
+        ("qwen2.5-7b", QWEN),
+        ("HEAVY/QWEN2.5-7B", QWEN),
+        ("stories15m:latest", STORIES),
+        ("Stories15M:latest", STORIES),
+        ("light:latest", SMOL),
+        ("plain-alias", PLAIN),
+    ],
+)
+def test_name_means_its_model(requested: str, expected: NamedModel) -> None:
+    """Names, ids, aliases and tiers resolve, with or without capitals and Ollama's tag."""
+    assert resolve(requested, CATALOGUE) is expected
+
+
+def test_name_spelled_exactly_wins_over_other_capitals() -> None:
+    """Models whose names differ in capitals alone are told apart; a third spelling is none of them."""
+    upper, lower = NamedModel("Model"), NamedModel("model")
+    assert resolve("Model", [lower, upper]) is upper
+    assert resolve("model", [upper, lower]) is lower
+    with pytest.raises(ModelNotFound):
+        resolve("MODEL", [upper, lower])
+
+
+def test_name_that_is_a_tier_means_the_model_of_that_name() -> None:
+    """A model called like its tier is meant before the tier's first model."""
+    first, named = NamedModel("first", "light"), NamedModel("light", "light")
+    assert resolve("light", [first, named]) is named
+
+
+def test_name_with_latest_as_part_of_it_is_kept() -> None:
+    """A configured tag is no tag to leave away."""
+    tagged, bare = NamedModel("llama:latest"), NamedModel("llama")
+    assert resolve("llama:latest", [bare, tagged]) is tagged
+    assert resolve("llama", [tagged, bare]) is bare
+    assert resolve("llama", [tagged]) is tagged
+
+
+@pytest.mark.parametrize("requested", [None, "", "default", "Default", "default:latest"])
+def test_name_left_out_takes_the_first_loaded_model(requested: str | None) -> None:
+    """Without a name the first loaded model that writes text answers."""
+    assert resolve(requested, loaded(BGE, STORIES, QWEN)).name == STORIES.name
+    assert resolve(requested, loaded(PLAIN)).name == PLAIN.name
+    assert resolve(requested, loaded(BGE)).name == BGE.name
+
+
+def test_name_left_out_takes_the_first_configured_model_where_none_is_loaded() -> None:
+    """With nothing loaded, or loaded models out of the question, it is the first of a tier that writes text."""
+    assert resolve(None, CATALOGUE) is SMOL
+    assert resolve(None, loaded(QWEN), fallback_to_loaded=False).name == SMOL.name
+    assert resolve(None, [PLAIN, BGE]) is PLAIN
+
+
+def test_name_default_of_a_model_is_that_model() -> None:
+    """An alias `default` would be taken at its word."""
+    assert resolve("default", [*loaded(SMOL), NamedModel("x", aliases=("default",))]).name == "x"
+
+
+@pytest.mark.parametrize(("requested", "tier"), [("medium", "medium"), ("reranker", "reranker"), ("Medium", "medium")])
+def test_tier_without_a_model_says_so(requested: str, tier: str) -> None:
+    """The message is the one that clients know."""
+    with pytest.raises(TierNotConfigured) as caught:
+        resolve(requested, CATALOGUE)
+    assert caught.value.message == f"No models available for tier: {tier}"
+    assert (caught.value.status, caught.value.code) == (404, "tier_not_configured")
+
+
+@pytest.mark.parametrize(
+    ("requested", "nearest"),
+    [
+        ("smollm2", "light/smollm2-135m"),
+        ("storys15m", "light/stories15m"),
+        ("qwen", "heavy/Qwen2.5-7B"),
+        ("gpt-4o", "light/smollm2-135m"),
+        ("heavy/stories15m", "light/stories15m"),
+    ],
+)
+def test_name_unknown_is_answered_with_the_nearest(requested: str, nearest: str) -> None:
+    """A near miss names what was meant and how to list the rest; no other model serves it."""
+    with pytest.raises(ModelNotFound) as caught:
+        resolve(requested, CATALOGUE)
+    assert f"{requested!r} does not exist. Nearest: " in caught.value.message
+    assert nearest in caught.value.message
+    assert "/v1/models" in caught.value.message
+    assert (caught.value.status, caught.value.param) == (404, "model")
+
+
+def test_name_unknown_among_many_lists_five() -> None:
+    """The message stays short, whatever is configured and whatever is asked for."""
+    many = [NamedModel(f"model-{index}") for index in range(100)]
+    with pytest.raises(ModelNotFound) as caught:
+        resolve("model", many)
+    assert caught.value.message.count("model-") == 5
+    with pytest.raises(ModelNotFound) as caught:
+        resolve("x" * 100_000, many)
+    assert len(caught.value.message) < 1000
+
+
+@pytest.mark.parametrize("requested", [None, "x", "default"])
+def test_name_without_any_model_is_not_found(requested: str | None) -> None:
+    """An empty configuration says that it is empty."""
+    with pytest.raises(ModelNotFound, match="is configured"):
+        resolve(requested, [])
+
+
+@given(st.text(max_size=20))
+def test_name_of_any_text_is_a_model_or_an_error(requested: str) -> None:
+    """Whatever a client sends, the outcome is a configured model or one of the two errors."""
+    try:
+        found = resolve(requested, CATALOGUE)
+    except (ModelNotFound, TierNotConfigured):
+        found = None
+    assert found is None or found in CATALOGUE
+
+
+@pytest.mark.parametrize(
+    "name", ["a", "light", "smollm2-135m", "Qwen2.5_7B:q4", "0", "x" * limits.model_name_chars_max]
+)
+def test_check_name_takes_plain_names(name: str) -> None:
+    """Letters, digits and `. _ - :` make a name."""
+    assert check_name(name) is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "/",
+        "a/b",
+        "a~b",
+        "../x",
+        ".hidden",
+        "-x",
+        ":x",
+        "a b",
+        "a\n",
+        "é",
+        "a\0",
+        "default",
+        "Default",
+        "x" * 257,
+        "a,b",
+    ],
+)
+def test_check_name_refuses_what_would_be_read_otherwise(name: str) -> None:
+    """Separators, blanks, paths and the reserved word are refused with a reason."""
+    assert check_name(name)
