@@ -16,6 +16,8 @@ import msgspec
 from benchmarks.figures import BenchmarkError
 
 RESPONSE_SECONDS_MAX = 300.0
+READS_KEPT_MIN = 8
+"""Of any answer: it may be an error."""
 TAIL_BYTES = 2048
 """Of a stream that is not kept: room for its last events."""
 _END_OF_HEADERS = b"\r\n\r\n"
@@ -83,7 +85,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.bytes_received += len(data)
-        if self._keep:
+        if self._keep or len(self._received) < READS_KEPT_MIN:
             self._received.append((time.perf_counter(), data))
         self._tail = self._tail[-TAIL_BYTES:] + data
         if self._on_data is not None:
@@ -127,6 +129,8 @@ class Connection(asyncio.Protocol):
         self._write(request)
         await self._wait()
         self._keep = True
+        head, _, body = b"".join(data for _, data in self._received).partition(_END_OF_HEADERS)
+        _check_status(head, body)
         return last_usage(self._tail)
 
     async def cut_stream(self, request: bytes, until: asyncio.Event) -> StreamTrace:

@@ -57,7 +57,7 @@ def find_model(session: Session, name: str | None) -> ModelStatus:
     """The model of that name; without a name the first that is loaded, else the first that could be."""
     if name is not None:
         return decode(session.client.get(f"/llm/models/{segment(name)}"), ModelStatus)
-    models = decode_list(session.client.get("/llm/models"), ModelStatus)
+    models = decode_list(session.client.get_list("/llm/models", {}), ModelStatus)
     usable = [model for model in models if model.state not in {"error", "unavailable"} and model.type in {"llm", "vlm"}]
     if not usable:
         raise NotFound("there is no model to talk to", hint="see: llmctl status")

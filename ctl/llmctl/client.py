@@ -51,6 +51,18 @@ class Client:
         """The answer's JSON. Statuses in `accept` are no error. Raises `CtlError` and its kinds."""
         return self._call("GET", path, query=query, body=None, accept=accept)
 
+    def get_list(self, path: str, query: Query) -> bytes:
+        """A list answer with the objects of every page. Raises `CtlError`."""
+        whole = decode(self.get(path, query), ListAnswer)
+        while whole.next_cursor:
+            page = decode(self.get(path, {**query, "cursor": whole.next_cursor}), ListAnswer)
+            if not page.data:
+                break
+            whole.data += page.data
+            whole.next_cursor = page.next_cursor
+        whole.next_cursor = None
+        return msgspec.json.encode(whole)
+
     def post(
         self,
         path: str,
@@ -144,7 +156,7 @@ class Client:
     def _faults_told(self) -> Generator[None]:
         """Turns what sockets and http.client raise into what a person can act on."""
         where = str(self.socket_path)
-        start_hint = "start it with: llmvisor   (in its source tree: make run)"
+        start_hint = "start it with: llmvisor   (in its source tree: make run); llmctl doctor tells more"
         try:
             yield
         except TimeoutError:

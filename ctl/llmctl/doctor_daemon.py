@@ -6,20 +6,26 @@ import fcntl
 import os
 import socket
 import stat
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
+import msgspec
+
 from llmctl.client import decode
-from llmctl.doctor import Finding, Place
+from llmctl.doctor import Finding, Place, run
 from llmctl.errors import CtlError, NotRunning
-from llmvisor.control.api import DaemonStatus
+from llmvisor.control.api import ConfigValue, DaemonStatus
 
 LOCK_FILE = "daemon.lock"
 PORT_FILE = ".port"
 PORT_DEFAULT = 8000
 _START = "llmvisor   (in its source tree: make run)"
+
+Values = Mapping[str, str]
+"""Configuration by path (`server.port`), values as JSON."""
 
 
 class Daemon(NamedTuple):
@@ -34,12 +40,16 @@ def daemon_checks(place: Place) -> Iterator[Finding]:
     """From the folder up to the port."""
     path = place.client.socket_path
     daemon = ask(place)
+    values, finding = configuration()
+    yield finding
+    if daemon.state == "absent":
+        yield from socket_place(path, values)
     yield run_folder(path.parent)
     if path.exists():
         yield from socket_mode(path)
     yield socket_finding(path, daemon)
     yield from lock_finding(path.parent / LOCK_FILE, daemon)
-    yield port_finding(place, daemon)
+    yield port_finding(daemon, values)
     yield from port_file_finding(Path(PORT_FILE), daemon)
     if daemon.status is not None:
         yield from health_findings(daemon.status)
@@ -101,7 +111,7 @@ def socket_finding(path: Path, daemon: Daemon) -> Finding:
         return Finding("daemon", "note", f"not running; start it with: {_START}")
     if daemon.state == "stale":
         return Finding("daemon", "problem", f"{path} was left by a daemon that is gone", f"start it again: {_START}")
-    return Finding("daemon", "problem", daemon.text, f"see who has it: lsof {path}")
+    return Finding("daemon", "problem", daemon.text, f"lsof {path} tells who has it")
 
 
 def lock_finding(path: Path, daemon: Daemon) -> Iterator[Finding]:
@@ -127,13 +137,13 @@ def lock_finding(path: Path, daemon: Daemon) -> Iterator[Finding]:
         yield Finding("lock", "problem", f"{path} is not held by the running daemon", fix)
 
 
-def port_finding(place: Place, daemon: Daemon) -> Finding:
+def port_finding(daemon: Daemon, values: Values) -> Finding:
     """The port that the daemon has, or that it would take."""
     if daemon.status is not None:
         address = daemon.status.address
         return Finding("port", "ok" if address else "note", address or "none is bound at the moment")
-    port = configured_port(place)
-    if port is None:
+    port = configured_port(values)
+    if port == 0:
         return Finding("port", "ok", "a free one is taken at the start")
     if is_port_free(port):
         return Finding("port", "ok", f"{port} is free")
@@ -141,12 +151,38 @@ def port_finding(place: Place, daemon: Daemon) -> Finding:
     return Finding("port", "problem", f"{port} is taken by {holder_of(port)}", fix)
 
 
-def configured_port(place: Place) -> int | None:
-    """From the environment, else the default; None = `auto`. The file's own value is the daemon's to read."""
-    text = place.environ.get("LLMVISOR__SERVER__PORT") or place.environ.get("PORT") or ""
-    if text == "auto":
-        return None
-    return int(text) if text.isdigit() and 0 < int(text) < 65536 else PORT_DEFAULT
+def configured_port(values: Values) -> int:
+    """The port that a start would take; 0 = a free one."""
+    try:
+        port = int(values.get("server.port", ""))
+    except ValueError:
+        return PORT_DEFAULT
+    return port if 0 <= port < 65536 else PORT_DEFAULT
+
+
+def configuration() -> tuple[Values, Finding]:
+    """What the daemon's own program makes of the configuration here: values as JSON, and whether it can be used."""
+    ran = run([sys.executable, "-m", "llmvisor", "config", "show", "--json"])
+    if ran.code != 0:
+        said = ran.stderr.strip() or "llmvisor config show fails and says nothing"
+        return {}, Finding("configuration", "problem", said, "llmctl config check tells every mistake")
+    try:
+        values = msgspec.json.decode(ran.stdout, type=list[ConfigValue])
+    except msgspec.DecodeError as fault:
+        fix = "install llmvisor again: pip install --force-reinstall llmvisor"
+        return {}, Finding("configuration", "problem", f"llmvisor config show makes no sense: {fault}", fix)
+    files = sorted({value.origin.rpartition(":")[0] for value in values if value.layer == "file"})
+    text = f"correct ({', '.join(files)})" if files else "the built-in defaults"
+    return {value.path: bytes(value.value).decode() for value in values}, Finding("configuration", "ok", text)
+
+
+def socket_place(path: Path, values: Values) -> Iterator[Finding]:
+    """A problem where the configuration puts the socket elsewhere than llmctl looks."""
+    text = values.get("control.socket", "null")
+    if text == "null" or text == msgspec.json.encode(str(path)).decode():
+        return
+    fix = f"export LLMVISOR_SOCKET={text}"
+    yield Finding("socket", "problem", f"the configuration puts it at {text}, llmctl looks at {path}", fix)
 
 
 def is_port_free(port: int) -> bool:
@@ -197,8 +233,13 @@ def health_findings(status: DaemonStatus) -> Iterator[Finding]:
     if status.health == "healthy":
         yield Finding("health", "ok", "healthy")
     for reason in status.reasons or ([] if status.health == "healthy" else [status.health]):
-        yield Finding("health", "problem", reason, "see: llmctl status, llmctl logs --level warning")
+        yield Finding("health", "problem", reason, "llmctl status and llmctl logs --level warning tell more")
     for runtime in status.runtimes:
         if runtime.state in {"error", "unavailable"}:
             text = f"{runtime.model} is {runtime.state}: {runtime.error or 'no reason was given'}"
-            yield Finding("model", "problem", text, f"see: llmctl status {runtime.model}")
+            yield Finding(
+                "model",
+                "problem",
+                text,
+                f"llmctl status {runtime.model} tells more; llmctl restart {runtime.model} tries again",
+            )

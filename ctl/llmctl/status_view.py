@@ -82,9 +82,12 @@ def by_tier(runtimes: Sequence[RuntimeStatus]) -> list[RuntimeStatus]:
 
 def model_id(runtime: RuntimeStatus) -> str:
     """`tier/name`; the name alone without a tier, or where the two are one."""
-    if runtime.tier is None or runtime.tier == runtime.model or "/" in runtime.model:
-        return runtime.model
-    return f"{runtime.tier}/{runtime.model}"
+    return name_with_tier(runtime.model, runtime.tier)
+
+
+def name_with_tier(name: str, tier: str | None) -> str:
+    """What a person types to mean this model, and what tells most."""
+    return name if tier is None or tier == name or "/" in name else f"{tier}/{name}"
 
 
 def models_table(runtimes: Sequence[RuntimeStatus], *, width: int | None, paint: Paint) -> list[str]:
@@ -162,14 +165,14 @@ def pair_lines(pairs: Sequence[tuple[str, str]]) -> list[str]:
 
 
 def jobs_table(jobs: Sequence[Job], *, width: int | None, paint: Paint) -> list[str]:
+    """A job in each row; why some failed comes below, since ids leave no room beside them."""
     columns = (
-        Column("JOB", fold=True),
+        Column("JOB"),
         Column("TYPE"),
         Column("MODEL", fold=True),
         Column("STATE"),
         Column("DONE", right=True),
-        Column("CREATED"),
-        Column("ERROR", fold=True),
+        Column("BEGAN"),
     )
     rows = [
         [
@@ -178,12 +181,16 @@ def jobs_table(jobs: Sequence[Job], *, width: int | None, paint: Paint) -> list[
             Cell(job.params.model),
             Cell(job.state, "red" if job.state == "failed" else ""),
             Cell(f"{100 * job.progress:.0f}%"),
-            Cell(local_time(job.created_at)),
-            Cell(job.error or ""),
+            Cell(local_time(job.created_at)[5:16]),
         ]
         for job in jobs
     ]
-    return table(columns, rows, width=width, paint=paint)
+    lines = table(columns, rows, width=width, paint=paint)
+    for job in jobs:
+        if job.error:
+            lines += ["", paint(f"{job.id} {job.state}", "red")]
+            lines += [f"  {piece}" for piece in fold(printable(job.error), (width or 10_000) - 2)]
+    return lines
 
 
 def local_time(moment: str) -> str:

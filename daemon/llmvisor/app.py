@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import os
-import random
-import secrets
 import signal
-import sys
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 from aiohttp import web
@@ -20,25 +16,17 @@ from llmvisor.clock import Clock
 from llmvisor.config.layers import LoadedConfig
 from llmvisor.control.api import Event, Job, RuntimeStatus
 from llmvisor.control.daemon import DaemonControl, Endpoints
-from llmvisor.errors import ShuttingDown
 from llmvisor.http.ids import Ids
-from llmvisor.http.server import build_app
-from llmvisor.http.server import runner as build_runner
+from llmvisor.http.server import build_app, runner
 from llmvisor.http.settings import HttpSettings
 from llmvisor.jobs import Jobs
 from llmvisor.listen import PortFile, address_of, open_tcp, open_unix
 from llmvisor.lock import DaemonLock, remove_stale_socket
 from llmvisor.log import LogHub, get_logger
-from llmvisor.models.catalogue import Catalogue, file_signature
-from llmvisor.models.gguf import GgufError
 from llmvisor.routing.names import NamedModel, resolve
 from llmvisor.services.local import LocalService
-from llmvisor.supervision.memory import MemoryBudget, available_memory_bytes, machine_memory_bytes
-from llmvisor.supervision.orphans import OrphanJournal, sweep
-from llmvisor.supervision.runtime import Runtime
-from llmvisor.supervision.setup import RuntimeSetup
-from llmvisor.supervision.state import HAS_WORKER, State
-from llmvisor.supervision.worker import start_worker
+from llmvisor.supervision.state import State
+from llmvisor.supervision.supervisor import Supervisor
 
 _log = get_logger(__name__)
 
@@ -47,33 +35,18 @@ class App:
     """The daemon: `run` lasts as long as it does."""
 
     def __init__(self, loaded: LoadedConfig, *, logs: LogHub, clock: Clock) -> None:
-        config = loaded.config
-        self._config = config
+        self._config = loaded.config
         self._clock = clock
+        self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._failure: BaseException | None = None
+        self._socket_path = Path(self._config.control.socket or "")
         self._ids = Ids(clock, os.urandom)
         self._events: Hub[Event] = Hub(limits.subscriber_queue_events_max)
-        self._stop = asyncio.Event()
-        self._failure: BaseException | None = None
-        self._hurry = asyncio.Event()
-        self._socket_path = Path(config.control.socket or "")
-        self._journal = OrphanJournal(self._socket_path.parent)
-        self._memory = MemoryBudget(
-            config.memory.limit_bytes(machine_memory_bytes()), available=available_memory_bytes
+        self._supervisor = Supervisor(
+            self._config, run_dir=self._socket_path.parent, clock=clock, publish=self._publish_runtime
         )
-        self._catalogue = Catalogue(config.models)
-        setup = RuntimeSetup(
-            start_worker=functools.partial(
-                start_worker, journal=self._journal, clock=clock, nonce_source=lambda: secrets.token_hex(16)
-            ),
-            admit=self._admit,
-            file_signature=file_signature,
-            publish=self._publish_runtime,
-            clock=clock,
-            random=random.random,
-            python=self._python,
-        )
-        self._runtimes = {name: Runtime(name, model, setup) for name, model in config.models.items()}
-        self._service = LocalService(self._runtimes, self._catalogue, clock)
+        self._service = LocalService(self._supervisor, clock)
         self._jobs = Jobs(
             runtime=self._service.runtime,
             publish=self._publish_job,
@@ -83,11 +56,10 @@ class App:
         self._endpoints = Endpoints(socket=str(self._socket_path))
         self._control = DaemonControl(
             loaded=loaded,
-            runtimes=self._runtimes,
+            supervisor=self._supervisor,
             jobs=self._jobs,
             events=self._events,
             logs=logs,
-            memory=self._memory,
             endpoints=self._endpoints,
             clock=clock,
             stop=self.stop,
@@ -106,17 +78,17 @@ class App:
         config = self._config
         async with AsyncExitStack() as stack:
             stack.enter_context(DaemonLock(self._socket_path.parent, socket_path=self._socket_path))
-            self._sweep()
+            self._supervisor.sweep()
             tcp = open_tcp(config.server.host, config.server.port)
             stack.callback(tcp.close)
             unix = open_unix(self._socket_path, mode=config.control.mode_bits, group=config.control.group)
             stack.callback(remove_stale_socket, self._socket_path)
             stack.callback(unix.close)
             self._handle_signals()
-            runner = build_runner(self._web_app(tcp.getsockname()[0]))
-            await runner.setup()
-            stack.push_async_callback(runner.cleanup)
-            sites = [web.SockSite(runner, tcp), web.SockSite(runner, unix)]
+            server = runner(self._web_app(tcp.getsockname()[0]))
+            await server.setup()
+            stack.push_async_callback(server.cleanup)
+            sites = [web.SockSite(server, tcp), web.SockSite(server, unix)]
             for site in sites:
                 await site.start()
             port_file = Path(config.server.port_file) if config.server.port_file else None
@@ -124,46 +96,25 @@ class App:
             self._endpoints.address = address_of(tcp)
             self._announce()
             background = [
-                asyncio.create_task(self._read_headers(), name="read headers"),
+                asyncio.create_task(self._supervisor.read_headers(), name="read headers"),
                 asyncio.create_task(self._end_when_idle(), name="idle watch"),
             ]
             for task in background:
                 task.add_done_callback(self._background_ended)
-            for runtime in self._runtimes.values():
-                if runtime.config.preload:
-                    runtime.load()
+            self._supervisor.preload()
             await self._stop.wait()
             await self._drain(sites, background)
         if self._failure is not None:
             raise self._failure
 
-    def _sweep(self) -> None:
-        swept = sweep(self._socket_path.parent)
-        if swept.killed:
-            _log.warning("killed workers of a daemon that is gone", models=[entry.model for entry in swept.killed])
-
     async def _drain(self, sites: list[web.SockSite], background: list[asyncio.Task[None]]) -> None:
         seconds = self._config.server.drain_timeout
-        _log.info("stopping", drain_seconds=seconds, in_flight=self._service.in_flight)
+        _log.info("stopping", drain_seconds=seconds, in_flight=self._supervisor.in_flight)
         self._control.draining = True
         for task in background:
             task.cancel()
         await sites[0].stop()
-        for runtime in self._runtimes.values():
-            runtime.shutdown()
-        closed = asyncio.gather(*(r.wait_while(*(set(State) - {State.CLOSED})) for r in self._runtimes.values()))
-        hurry = asyncio.create_task(self._hurry.wait())
-        await asyncio.wait([closed, hurry], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        if not closed.done():
-            _log.warning("ending what is still in flight", in_flight=self._service.in_flight)
-            for runtime in self._runtimes.values():
-                runtime.end_requests(ShuttingDown("the server is shutting down"))
-                runtime.unload(force=True)
-            await asyncio.wait([closed], timeout=limits.abort_grace_seconds + limits.kill_wait_seconds_max)
-        hurry.cancel()
-        closed.cancel()
-        with suppress(asyncio.CancelledError):
-            await closed
+        await self._supervisor.drain(seconds=seconds, hurry=self._hurry)
         await self._jobs.close()
         self._events.close()
         _log.info("stopped")
@@ -178,15 +129,13 @@ class App:
 
     def _announce(self) -> None:
         address = self._endpoints.address
-        _log.info("ready", address=address, socket=str(self._socket_path), models=len(self._runtimes), pid=os.getpid())
-        if sys.stdout.isatty() or self._config.models:
-            first = next(iter(self._runtimes), "light")
-            body = f'{{"model": "{first}", "messages": [{{"role": "user", "content": "Say hello."}}]}}'
-            print(
-                f"llmvisor {__version__} listens on {address}\n"
-                f"try: curl {address}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'",
-                flush=True,
-            )
+        _log.info(
+            "ready", address=address, socket=str(self._socket_path), models=len(self._config.models), pid=os.getpid()
+        )
+        first = next(iter(self._config.models))
+        body = f'{{"model": "{first}", "messages": [{{"role": "user", "content": "Say hello."}}]}}'
+        curl = f"curl {address}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'"
+        print(f"llmvisor {__version__} listens on {address}\ntry: {curl}", flush=True)
 
     # ------------------------------------------------------------------------------------------------ parts
 
@@ -217,23 +166,11 @@ class App:
                 aliases=runtime.config.aliases,
                 loaded=runtime.state is State.READY,
             )
-            for name, runtime in self._runtimes.items()
+            for name, runtime in self._supervisor.runtimes.items()
         ]
         return resolve(requested, models, fallback_to_loaded=self._config.llm.fallback_to_loaded).name
 
-    def _python(self, backend: str) -> str:
-        configured = self._config.backends.get(backend)
-        return configured.python if configured and configured.python else sys.executable
-
-    async def _admit(self, name: str) -> None:
-        await self._catalogue.inspect(name)
-        needed = self._catalogue.memory_estimated(name)
-        if needed is not None:
-            self._memory.reserve(name, needed)
-
     def _publish_runtime(self, status: RuntimeStatus) -> None:
-        if self._runtimes[status.model].state not in HAS_WORKER:
-            self._memory.release(status.model)
         self._jobs.on_runtime(status)
         self._events.publish(Event(self._clock.now().isoformat(), "runtime", runtime=status))
 
@@ -241,14 +178,6 @@ class App:
         self._events.publish(Event(self._clock.now().isoformat(), "job", job=job))
 
     # ------------------------------------------------------------------------------------------------ background
-
-    async def _read_headers(self) -> None:
-        """So that lists of models tell what they are before anything is loaded."""
-        for name in self._runtimes:
-            try:
-                await self._catalogue.inspect(name)
-            except GgufError as error:
-                _log.warning("the model's file cannot be used", model=name, reason=str(error))
 
     async def _end_when_idle(self) -> None:
         seconds = self._config.server.shutdown_timeout

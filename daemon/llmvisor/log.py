@@ -13,17 +13,18 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, Protocol, cast
-
-import structlog
-from structlog.typing import EventDict, FilteringBoundLogger
+from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 from llmvisor import limits
 from llmvisor.broadcast import Hub
 from llmvisor.clock import Clock
 from llmvisor.control.api import LogLevel, LogRecord
+from llmvisor.lean_structlog import structlog
 from llmvisor.logfile import RotatingFile, write_all
 from llmvisor.logline import json_line, make_record, text_line
+
+if TYPE_CHECKING:
+    from structlog.typing import EventDict, FilteringBoundLogger
 
 CONSOLE_FD = 2
 LEVELS: dict[LogLevel, int] = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}

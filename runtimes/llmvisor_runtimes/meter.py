@@ -27,12 +27,14 @@ class LimitExceeded(Exception):
 class Meter:
     """The time and bytes that are left to one rendering."""
 
-    __slots__ = ("_bytes_left", "_deadline", "_steps")
+    __slots__ = ("_bytes_left", "_deadline", "_steps", "_weights")
 
     def __init__(self) -> None:
         self._deadline = time.monotonic() + limits.template_seconds_max
         self._bytes_left = limits.template_work_bytes_max
         self._steps = 0
+        # The container itself stands beside its weight, so that its id stays its own.
+        self._weights: dict[int, tuple[Any, int]] = {}
 
     def step(self) -> None:
         """Count one small step. Raises `LimitExceeded` once the time is over."""
@@ -47,6 +49,25 @@ class Meter:
         self._bytes_left -= size_bytes
         if self._bytes_left < 0:
             raise LimitExceeded(f"it makes texts and lists of over {limits.template_work_bytes_max} bytes together")
+
+    def weigh(self, value: Any) -> int:
+        """The `weight` of a text or container, 0 for everything else. A container is gone through once only."""
+        if isinstance(value, str):
+            return len(value)
+        if not isinstance(value, CONTAINERS):
+            return 0
+        known = self._weights.get(id(cast("object", value)))
+        return known[1] if known else self.remember(value, weight(value))
+
+    def remember(self, container: Any, container_weight: int) -> int:
+        """Know what a container weighs, where that is plain from its parts."""
+        self._weights[id(container)] = (container, container_weight)
+        return container_weight
+
+    def hold(self, value: Any) -> None:
+        """Count a new value. Raises `LimitExceeded` where it, with all that it holds, is too much."""
+        check_size(self.weigh(value))
+        self.charge(size(value))
 
     def _check_time(self) -> None:
         if time.monotonic() > self._deadline:

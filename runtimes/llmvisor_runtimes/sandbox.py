@@ -19,7 +19,7 @@ from types import BuiltinMethodType
 from typing import Any, NoReturn, cast
 
 from jinja2 import Template, Undefined, nodes, pass_context
-from jinja2.exceptions import SecurityError
+from jinja2.exceptions import SecurityError, TemplateAssertionError
 from jinja2.ext import Extension, LoopControlExtension
 from jinja2.filters import FILTERS, do_indent, do_int, do_round, make_attrgetter
 from jinja2.parser import Parser
@@ -83,6 +83,12 @@ class _Turns:
 
 class _Guard(NodeTransformer):
     """Puts the meter into a parsed template where jinja2 has no hook: loops, `~`, and list, tuple and dict literals."""
+
+    def visit_Name(self, node: nodes.Name) -> nodes.Name:
+        # The only lists that come about unseen; no chat template has a use for them.
+        if node.name in {"varargs", "kwargs"}:
+            raise TemplateAssertionError(f"{node.name} is not available in chat templates", node.lineno)
+        return node
 
     def visit_For(self, node: nodes.For) -> nodes.For:
         literal_bytes = sum(len(data.data) for data in node.find_all(nodes.TemplateData))
@@ -154,7 +160,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def weighed(self, container: Any) -> Any:
         """A literal, if it is no larger than any text may be: nested lists could double with each line."""
-        self.meter.charge(weight(container))
+        self.meter.hold(container)
         return container
 
     def text(self, value: Any) -> str:
@@ -165,15 +171,28 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return str(value)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:  # noqa: ARG002
-        if isinstance(left, str) and operator == "%":
+        if operator == "%" and isinstance(left, str):
             self._charge_percent(left, right)
-        elif operator == "+":
-            self.meter.charge(size(left) + size(right))
-        elif operator == "*":
-            self.meter.charge(size(left) * count(right) + size(right) * count(left))
         if isinstance(left, int) and isinstance(right, int):
             check_integers(operator, left, right)
+        elif operator in {"+", "*"}:
+            return self._combined(operator, left, right)
         return self.binop_table[operator](left, right)
+
+    def _combined(self, operator: str, left: Any, right: Any) -> Any:
+        """A sum or a multiple, which may be of texts or lists and is weighed before it is made."""
+        meter = self.meter
+        if operator == "+":
+            length, total = size(left) + size(right), meter.weigh(left) + meter.weigh(right)
+        else:
+            length = size(left) * count(right) + size(right) * count(left)
+            total = meter.weigh(left) * count(right) + meter.weigh(right) * count(left)
+        check_size(total)
+        meter.charge(length)
+        result = self.binop_table[operator](left, right)
+        if type(result) in {list, tuple}:
+            meter.remember(result, total)
+        return result
 
     def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         self.meter.step()
@@ -185,7 +204,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if isinstance(obj, LoopContext):
             args = tuple(self.turns(argument, 0) for argument in args)
         result = super().call(context, obj, *args, **kwargs)
-        self.meter.charge(weight(result) if obj is dict else size(result))
+        self.meter.hold(result)
         return result
 
     def unsafe_undefined(self, obj: Any, attribute: str) -> NoReturn:
@@ -252,7 +271,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         def metered(*args: Any, **kwargs: Any) -> Any:
             self.meter.step()
             result = function(*args, **kwargs)
-            self.meter.charge(size(result))
+            self.meter.hold(result)
             return result
 
         return metered
@@ -268,6 +287,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             "join": self._join,
             "replace": self._replace,
             "round": self._round,
+            # Nothing is escaped here, so nothing has to be kept from it: jinja2's own would escape what is added to it.
             "safe": self.text,
             "string": self.text,
             "sum": self._sum,
@@ -314,8 +334,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         get = make_attrgetter(self, attribute) if attribute is not None else None
         for item in self.turns(iterable, 0):
             operand = get(item) if get else item
-            self.meter.charge(size(start) + size(operand))
-            start = start + operand
+            start = self._combined("+", start, operand)
         return start
 
     def _tojson(

@@ -7,7 +7,7 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -41,11 +41,14 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # pyri
     """A folder without a `.port` or `config.yaml` of somebody."""
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("LLMVISOR_CONFIG", raising=False)
+    monkeypatch.setenv("PORT", "auto")
 
 
-def daemon_findings(socket_path: Path, environ: Mapping[str, str] | None = None) -> dict[str, Finding]:
+def daemon_findings(socket_path: Path) -> dict[str, Finding]:
     """By subject; of several on one subject the worst."""
-    place = Place(environ=environ or {"PORT": "auto"}, client=Client(socket_path, timeout_seconds=10))
+    place = Place(environ={}, client=Client(socket_path, timeout_seconds=10))
     findings = sorted(doctor_daemon.daemon_checks(place), key=lambda finding: finding.level == "problem")
     return {finding.subject: finding for finding in findings}
 
@@ -131,19 +134,39 @@ def test_a_lock_that_is_held_while_nobody_answers_is_a_problem(run_dir: Path) ->
         os.close(lock)
 
 
-def test_a_port_that_is_taken_names_its_holder(run_dir: Path) -> None:
+def test_a_port_that_is_taken_names_its_holder(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By pid, as far as we may see it."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        finding = daemon_findings(run_dir / "s", {"PORT": str(port)})["port"]
+        monkeypatch.setenv("PORT", str(port))
+        finding = daemon_findings(run_dir / "s")["port"]
     assert finding.level == "problem"
     assert f"{port} is taken by pid {os.getpid()}" in finding.text
 
 
-def test_a_port_that_is_free_is_fine(run_dir: Path) -> None:
-    """As the environment gives it."""
+def test_a_port_that_is_free_is_fine(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that the configuration file names."""
     port = free_port()
-    assert daemon_findings(run_dir / "s", {"PORT": str(port)})["port"] == Finding("port", "ok", f"{port} is free")
+    monkeypatch.delenv("PORT")
+    Path("config.yaml").write_text(f"server: {{port: {port}}}\n")
+    findings = daemon_findings(run_dir / "s")
+    assert findings["port"] == Finding("port", "ok", f"{port} is free")
+    assert "config.yaml" in findings["configuration"].text
+
+
+def test_a_configuration_that_cannot_be_used_is_a_problem(run_dir: Path) -> None:
+    """The mistake itself is told."""
+    Path("config.yaml").write_text("server: {prot: 1}\n")
+    finding = daemon_findings(run_dir / "s")["configuration"]
+    assert finding.level == "problem"
+    assert "prot" in finding.text
+
+
+def test_a_socket_that_is_configured_elsewhere_is_a_problem(run_dir: Path) -> None:
+    """llmctl looks in one place, the daemon would listen in another."""
+    Path("config.yaml").write_text(f"control: {{socket: {run_dir / 'other'}}}\n")
+    finding = daemon_findings(run_dir / "s")["socket"]
+    assert finding.fix == f'export LLMVISOR_SOCKET="{run_dir / "other"}"'
 
 
 def test_a_port_file_of_a_daemon_that_is_gone_is_a_problem(run_dir: Path) -> None:

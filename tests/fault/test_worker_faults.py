@@ -26,7 +26,7 @@ def daemon() -> Generator[Daemon]:
     models = {
         "victim": mock_model(token_delay_ms=20, restart={**QUICK_RESTARTS, "max": 1000}, stall_timeout=3),
         "monitor": mock_model(token_delay_ms=20),
-        "looping": mock_model(failpoints="load=exit(1)", restart=QUICK_RESTARTS),
+        "looping": mock_model(failpoints="load=panic", restart=QUICK_RESTARTS),
         "hopeless": mock_model(failpoints="load=exit(78)", restart=QUICK_RESTARTS),
     }
     with no_leaks(), Daemon({"models": models}) as one:
@@ -151,8 +151,8 @@ def test_crash_loop_ends_unavailable_with_the_last_lines(daemon: Daemon) -> None
         eventually_sync(lambda: daemon.runtime("looping")["state"] != "error", 10)
     runtime = daemon.runtime("looping")
     assert (runtime["state"], runtime["restarts"]) == ("unavailable", 5)
-    assert "exited with code 1" in runtime["error"]
-    assert runtime["last_lines"]
+    assert "exited with code 70" in runtime["error"]
+    assert "RuntimeError: injected panic" in runtime["last_lines"]
     assert "llmctl restart looping" in answer["error"]["message"]
 
 

@@ -118,6 +118,16 @@ class FakeDaemon(AbstractContextManager["FakeDaemon"]):
         """A list answer to GET."""
         self.answer("GET", path, {"object": "list", "data": list(values)})
 
+    def pages(self, path: str, pages: list[list[object]]) -> None:
+        """A list answer to GET in several pages; `cursor` is the number of a page."""
+
+        def respond(handler: _Handler) -> None:
+            number = int(self.requests[-1].query.get("cursor", 0))
+            more = str(number + 1) if number + 1 < len(pages) else None
+            _json_answer({"object": "list", "data": pages[number], "next_cursor": more}, status=200)(handler)
+
+        self.answers["GET", path] = respond
+
     def stream(
         self, method: str, path: str, events: Iterable[tuple[str | None, object]], *, hold_open: bool = False
     ) -> None:

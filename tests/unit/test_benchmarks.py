@@ -19,8 +19,7 @@ EVENTS = [
     b'data: {"choices":[{"index":0,"text":"one","finish_reason":null}]}\n\n',
     b'data: {"choices":[{"index":0,"text":"","finish_reason":null}]}\n\n',
     b'data: {"choices":[{"index":0,"delta":{"content":"two"}}]}\n\n',
-    b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2,'
-    b'"prompt_tokens_details":{"cached_tokens":1}}}\n\n',
+    b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2,"details":{"cached_tokens":1}}}\n\n',
     b"data: [DONE]\n\n",
 ]
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -97,7 +96,7 @@ async def test_answer_is_read_to_its_length() -> None:
 async def test_error_answer_is_an_error(method: str) -> None:
     """A server that refuses ends the measurement, with its own words."""
     async with server_saying([b"HTTP/1.1 503 Busy\r\nContent-Length: 4\r\n\r\nfull"]) as connection:
-        with pytest.raises(BenchmarkError, match="503 Busy: full|without usage"):
+        with pytest.raises(BenchmarkError, match="503 Busy: full"):
             await getattr(connection, method)(b"POST / HTTP/1.1\r\n\r\n")
 
 

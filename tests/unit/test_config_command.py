@@ -49,6 +49,14 @@ def test_command_check_passes_what_can_be_used(at: Configured, capsys: Output) -
     assert "hunter2" not in out + err
 
 
+def test_command_check_takes_a_public_address_as_a_start_does(at: Configured, capsys: Output) -> None:
+    """Wrong by itself, a warning with the flag that a start would need."""
+    at.write("server: {host: 0.0.0.0}")
+    assert run(["check"]) == 1
+    assert run(["check", "--insecure-no-auth"]) == 0
+    assert "warning: config.yaml:1: server.host: 0.0.0.0 is open" in capsys.readouterr().err
+
+
 def test_command_show_prints_values_with_their_origin(
     at: Configured, capsys: Output, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -109,13 +109,15 @@ def test_ignore_eos_never_gives_an_end_token(driver: LlamaDriver, temperature: f
 
 
 def test_penalties_see_the_prompt(driver: LlamaDriver) -> None:
-    """A token that only the prompt holds is penalized from the first token on."""
-    natural = driver.generate(PROMPT, max_tokens=1, ignore_eos=True).tokens[0]
-    prompt = [BOS, natural, *PROMPT[1:]]
-    first = driver.generate(prompt, max_tokens=1, ignore_eos=True).tokens[0]
-    prompt_with_it = [BOS, first, *prompt[2:]]
-    penalized = Sampling(temperature=0, presence_penalty=100.0, repeat_last_n=64)
-    assert driver.generate(prompt_with_it, sampling=penalized, max_tokens=1).tokens[0] not in prompt_with_it
+    """A token that only the prompt holds, and that would come next, does not where presence is penalized."""
+    wanted = byte_tokens("t")[0]
+    assert wanted in PROMPT
+    liked = {wanted: 50.0}
+    assert driver.generate(PROMPT, sampling=Sampling(temperature=0, logit_bias=liked), max_tokens=1).tokens == [wanted]
+    penalized = Sampling(temperature=0, logit_bias=liked, presence_penalty=100.0, repeat_last_n=64)
+    assert driver.generate(PROMPT, sampling=penalized, max_tokens=1).tokens != [wanted]
+    short_sighted = Sampling(temperature=0, logit_bias=liked, presence_penalty=100.0, repeat_last_n=2)
+    assert driver.generate(PROMPT, sampling=short_sighted, max_tokens=1).tokens == [wanted]
 
 
 def test_presence_penalty_over_the_whole_context_never_repeats(driver: LlamaDriver) -> None:
@@ -126,20 +128,19 @@ def test_presence_penalty_over_the_whole_context_never_repeats(driver: LlamaDriv
     assert not set(tokens) & set(PROMPT)
 
 
-def test_dry_breaks_a_loop(driver: LlamaDriver) -> None:
-    """Where greedy repeats a pattern of the prompt, DRY makes it leave the pattern."""
-    loop = [BOS, *byte_tokens("abcdefgh" * 12)]
-    successor = Sampling(temperature=0, logit_bias={token: 60.0 for token in byte_tokens("abcdefgh")})
-    dry = Sampling(
-        temperature=0,
-        logit_bias=successor.logit_bias,
-        dry_multiplier=1000.0,
-        dry_allowed_length=2,
-        dry_penalty_last_n=-1,
-        dry_sequence_breakers=(),
-    )
-    output = driver.generate(loop, sampling=dry, max_tokens=8).tokens
-    assert output != driver.generate(loop, sampling=successor, max_tokens=8).tokens or output[0] != loop[1]
+def test_dry_breaks_a_loop_of_the_prompt(driver: LlamaDriver) -> None:
+    """The token that would go on with a repetition does not come, unless a breaker stands in between."""
+    loop = [BOS, *byte_tokens("abcdabcdabcdabc")]
+    following = byte_tokens("d")[0]
+    liked = {following: 50.0}
+    assert driver.generate(loop, sampling=Sampling(temperature=0, logit_bias=liked), max_tokens=1).tokens == [following]
+
+    def with_dry(*breakers: str) -> list[int]:
+        dry = Sampling(temperature=0, logit_bias=liked, dry_multiplier=1000.0, dry_sequence_breakers=breakers)
+        return driver.generate(loop, sampling=dry, max_tokens=1).tokens
+
+    assert with_dry() != [following]
+    assert with_dry("c") == [following]
 
 
 @pytest.mark.parametrize(

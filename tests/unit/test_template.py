@@ -217,6 +217,11 @@ def test_template_renders_a_thinking_model_with_its_switch() -> None:
         ("{{ unknown }}{{ tools is none }}{{ documents is none }}", "TrueTrue"),
         ("{{ 'a' if messages[0].name is defined else 'b' }}", "b"),
         ("  {% if true %}\nx\n  {% endif %}\ny", "x\ny"),
+        (
+            "{% set ns = namespace(l=[]) %}{% for m in messages * 3 %}{% set ns.l = ns.l + [m.role] %}{% endfor %}{{ ns.l }}",
+            "['user', 'user', 'user']",
+        ),
+        ("{{ [[1], [2]]|sum(start=[]) }} {{ ['a', 'b']|sum(start='') }} {{ (1, 2) + (3,) }}", "[1, 2] ab (1, 2, 3)"),
         ("{{ [1, 'a', {'b': none}] }}", "[1, 'a', {'b': None}]"),
     ],
 )
@@ -382,6 +387,12 @@ BOMBS = [
     "{% set ns = namespace(a=()) %}{% for i in range(99) %}{% set ns.a = (ns.a, ns.a) %}{% endfor %}{{ ns.a|tojson }}",
     "{% set ns = namespace(a=namespace()) %}{% for i in range(100) %}{% set ns.a = namespace(x=ns.a, y=ns.a) %}"
     "{% endfor %}{{ [ns.a] }}{{ '%s' % ns.a }}",
+    "{% set x = [0] * 100000 %}{% set y = [0] * 100000 %}{{ [x] * 100000 == [y] * 100000 }}",
+    "{% set ns = namespace(a=[[0] * 100000]) %}{% for i in range(20) %}{% set ns.a = ns.a + ns.a %}{% endfor %}",
+    "{% set x = [0] * 100000 %}{% set y = range(100000)|map('default', x, true)|list %}"
+    "{% set y = range(100000)|map(attribute='nothing', default=x)|list %}",
+    "{% macro m() %}{{ varargs }}{% endmacro %}{{ m(1, 2) }}",
+    "{{ [[1] * 100000] * 100000 |sum(start=[]) }}",
     "{% for i in range(100000) %}{{ 'a' * 100000 }}{% endfor %}",
     "{% set x %}{% for i in range(100000) %}{% for j in range(100) %}" + "a" * 1000 + "{% endfor %}{% endfor %}{% endset %}",
     "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}",
@@ -422,6 +433,16 @@ def test_template_bomb_leaves_the_next_rendering_alone(monkeypatch: pytest.Monke
         with pytest.raises(RequestError, match="longer than"):
             template.render(TURNS, add_generation_prompt=True, template_kwargs=b"{}")
         assert template.render(HELLO, add_generation_prompt=True, template_kwargs=b"{}") == "fine"
+
+
+def test_template_that_gathers_a_long_conversation_is_no_bomb() -> None:
+    """The pattern `ns.list + [message]` and growing texts stay within the limits for thousands of messages."""
+    source = (
+        "{% set ns = namespace(l=[], t='') %}{% for m in messages %}{% set ns.l = ns.l + [m] %}"
+        "{% set ns.t = ns.t ~ m.content[:20] %}{% endfor %}{{ ns.l|length }} {{ ns.t|length }}"
+    )
+    messages = [ChatMessage("user", "x" * 500)] * 3000
+    assert render(source, messages) == "3000 60000"
 
 
 def test_template_output_over_the_bound_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

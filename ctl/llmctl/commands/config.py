@@ -17,6 +17,9 @@ from llmvisor.control.api import ConfigValue
 
 _COLUMNS = (Column("KEY"), Column("VALUE", fold=True), Column("SET BY"), Column("WHERE", fold=True))
 
+_YAML_WORDS = ("true", "false", "null", "yes", "no", "on", "off", "y", "n")
+"""Words that YAML takes for something else than text."""
+
 
 class _Problems(msgspec.Struct):
     """As `POST /config/check` answers."""
@@ -59,7 +62,8 @@ def _text(value: ConfigValue) -> str:
     """JSON, which is YAML too; plain words without their quotes."""
     text = bytes(value.value).decode(errors="replace")
     word = text[1:-1]
-    return printable(word if text.startswith('"') and word.replace("_", "").replace("-", "").isalnum() else text)
+    is_plain = word[:1].isalpha() and word.replace("_", "").replace("-", "").isalnum() and word not in _YAML_WORDS
+    return printable(word if text.startswith('"') and is_plain else text)
 
 
 def _layer_style(value: ConfigValue) -> Style:

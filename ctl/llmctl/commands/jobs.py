@@ -34,7 +34,7 @@ def jobs(session: Session) -> int:
 
 
 def _list(session: Session) -> int:
-    body = session.client.get("/jobs")
+    body = session.client.get_list("/jobs", {})
     found = decode_list(body, Job)
     if session.json:
         session.out.json(body)

@@ -8,7 +8,7 @@ from llmctl import render
 from llmctl.client import decode, decode_list, segment
 from llmctl.errors import DONE
 from llmctl.session import Session
-from llmctl.status_view import STATE_STYLES, local_time, pair_lines
+from llmctl.status_view import STATE_STYLES, local_time, name_with_tier, pair_lines
 from llmctl.table import Cell, Column, table
 from llmvisor.control.api import ModelStatus
 
@@ -30,7 +30,7 @@ def models(session: Session) -> int:
     """Every model that fits the filters."""
     args = session.args
     query = {"type": args.type, "state": args.state, "service": args.service, "tier": args.tier, "q": args.search}
-    body = session.client.get("/llm/models", cast("dict[str, str | None]", query))
+    body = session.client.get_list("/llm/models", cast("dict[str, str | None]", query))
     found = decode_list(body, ModelStatus)
     if session.json:
         session.out.json(body)
@@ -49,18 +49,18 @@ def show(session: Session) -> int:
     if session.json:
         session.out.json(body)
         return DONE
-    session.out.line(session.out.paint(model.id, "bold"))
+    session.out.line(session.out.paint(name_with_tier(model.name, model.tier), "bold"))
     session.out.lines(pair_lines(_pairs(model)))
     return DONE
 
 
 def _row(model: ModelStatus) -> list[Cell]:
     return [
-        Cell(model.id),
+        Cell(name_with_tier(model.name, model.tier)),
         Cell(model.type),
         Cell(render.state(model.state), STATE_STYLES.get(model.state, "")),
         Cell(render.size(model.size)),
-        Cell(render.count(model.parameters)),
+        Cell(render.count(model.parameters or None)),
         Cell(model.quantization or ""),
         Cell(_number(model.n_ctx or model.context_length)),
         Cell(model.backend),
@@ -82,7 +82,7 @@ def _pairs(model: ModelStatus) -> list[tuple[str, str]]:
         ("service", model.service),
         ("backend", model.backend),
         ("architecture", model.architecture or ""),
-        ("parameters", render.count(model.parameters)),
+        ("parameters", render.count(model.parameters or None)),
         ("quantization", model.quantization or ""),
         ("context", context or _number(model.n_ctx)),
         ("capabilities", ", ".join(model.capabilities)),

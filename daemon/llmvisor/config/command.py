@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from llmvisor.config.layers import LoadedConfig, config_values, find_config_file, load_config
+from llmvisor.config.layers import INSECURE_FLAG, LoadedConfig, config_values, find_config_file, load_config
 from llmvisor.config.paths import user_config_path
 from llmvisor.errors import ConfigError
 
@@ -36,7 +36,8 @@ def run(argv: Sequence[str]) -> int:
             return _init(arguments.file, environ, cwd)
         if arguments.action == "path":
             return _path(arguments.config, environ, cwd)
-        flags = {"config": arguments.file if arguments.action == "check" else arguments.config}
+        file = arguments.file if arguments.action == "check" else arguments.config
+        flags = {"config": file, INSECURE_FLAG: arguments.insecure_no_auth}
         loaded = load_config(flags=flags, environ=environ, cwd=cwd)
     except ConfigError as error:
         _say(error.problems)
@@ -57,6 +58,8 @@ def _parser() -> argparse.ArgumentParser:
     path = actions.add_parser("path", help="print which file a start would take; exits 1 without one")
     init = actions.add_parser("init", help="write a commented example; never over a file")
     init.add_argument("file", nargs="?", metavar="FILE", help="where (default: ~/.config/llmvisor/config.yaml)")
+    for action in (show, check):
+        action.add_argument("--insecure-no-auth", action="store_true", help="take a public address as a start would")
     for action in (show, path):
         action.add_argument("--config", metavar="FILE", help="the configuration file")
     return parser

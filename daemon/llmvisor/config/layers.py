@@ -61,15 +61,24 @@ def check_text(
     *,
     environ: Mapping[str, str] | None = None,
     cwd: FilePath = FilePath("/"),
+    flags: Mapping[str, object] | None = None,
 ) -> list[str]:
     """What is wrong with a file's text, `name` being the file's in the messages. Empty = it can be used.
 
-    Without an environment the text has to be right by itself; with one it is judged as a start would.
+    Without an environment the text has to be right by itself; with the environment, the working directory and the
+    flags of a start it is judged as that start would judge it.
     """
     if len(text.encode("utf-8", "replace")) > limits.config_file_bytes_max:
         return [f"{name}: larger than {limits.config_file_bytes_max} bytes"]
     try:
-        _load(text, file=cwd / name, flags={}, environ=environ or {"HOME": "/"}, cwd=cwd, alone=environ is None)
+        _load(
+            text,
+            file=cwd / name,
+            flags=flags or {},
+            environ=environ or {"HOME": "/"},
+            cwd=cwd,
+            alone=environ is None,
+        )
     except ConfigError as error:
         return error.problems
     return []

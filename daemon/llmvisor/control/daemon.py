@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 
 import msgspec
@@ -26,8 +26,7 @@ from llmvisor.control.api import (
 from llmvisor.errors import ModelNotFound
 from llmvisor.jobs import Jobs
 from llmvisor.log import LogHub
-from llmvisor.supervision.memory import MemoryBudget
-from llmvisor.supervision.runtime import Runtime
+from llmvisor.supervision.supervisor import Supervisor
 
 _DOWN = {"error", "unavailable"}
 
@@ -46,21 +45,20 @@ class DaemonControl:
         self,
         *,
         loaded: LoadedConfig,
-        runtimes: Mapping[str, Runtime],
+        supervisor: Supervisor,
         jobs: Jobs,
         events: Hub[Event],
         logs: LogHub,
-        memory: MemoryBudget,
         endpoints: Endpoints,
         clock: Clock,
         stop: Callable[[], None],
     ) -> None:
         self._loaded = loaded
-        self._runtimes = runtimes
+        self._supervisor = supervisor
+        self._runtimes = supervisor.runtimes
         self._jobs = jobs
         self._events = events
         self._logs = logs
-        self._memory = memory
         self._endpoints = endpoints
         self._clock = clock
         self._stop = stop
@@ -104,9 +102,9 @@ class DaemonControl:
             config_file=str(file) if file else None,
             health=health.status,
             reasons=health.reasons,
-            memory_limit=self._memory.limit_bytes,
+            memory_limit=self._supervisor.memory.limit_bytes,
             memory_used=sum(status.memory or 0 for status in runtimes),
-            in_flight=sum(runtime.in_flight for runtime in self._runtimes.values()),
+            in_flight=self._supervisor.in_flight,
             log_dropped=self._logs.dropped,
             runtimes=runtimes,
             jobs=[job for job in self._jobs.all() if job.ended_at is None],

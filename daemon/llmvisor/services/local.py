@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from llmvisor.clock import Clock
 from llmvisor.config.tree import ModelConfig
 from llmvisor.control.api import ModelStatus
@@ -11,6 +9,7 @@ from llmvisor.errors import InternalError, ModelNotFound
 from llmvisor.models.catalogue import Catalogue, file_signature
 from llmvisor.services.service import Generation, Stream
 from llmvisor.supervision.runtime import Runtime
+from llmvisor.supervision.supervisor import Supervisor
 from llmvisor_runtimes.protocol import ApplyTemplate, ChatPrompt, Detokenize, Prompt, Text, Tokenize, Tokens
 
 
@@ -19,9 +18,10 @@ class LocalService:
 
     name = "local"
 
-    def __init__(self, runtimes: Mapping[str, Runtime], catalogue: Catalogue, clock: Clock) -> None:
-        self._runtimes = runtimes
-        self._catalogue = catalogue
+    def __init__(self, supervisor: Supervisor, clock: Clock) -> None:
+        self._supervisor = supervisor
+        self._runtimes = supervisor.runtimes
+        self._catalogue = supervisor.catalogue
         self._clock = clock
         self.last_request_at = clock.monotonic()
         """When a request last came or ended, as far as `idle_since` saw it."""
@@ -33,14 +33,9 @@ class LocalService:
             raise ModelNotFound(f"the model '{model}' does not exist", param="model")
         return runtime
 
-    @property
-    def in_flight(self) -> int:
-        """Requests that wait or run, over all models."""
-        return sum(runtime.in_flight for runtime in self._runtimes.values())
-
     def idle_since(self) -> float:
         """The monotonic time since when there was no request at all."""
-        if self.in_flight:
+        if self._supervisor.in_flight:
             self.last_request_at = self._clock.monotonic()
         return self.last_request_at
 

@@ -99,6 +99,17 @@ class Choice:
         return len(self.tokens) - self.computed
 
     @property
+    def next_count(self) -> int:
+        """Tokens that may be computed together next.
+
+        With a seed the last token of a prompt is computed alone: as it is when the rest comes from the cache the next
+        time. In one batch with the others its logits would differ by float noise, and the same seed give another text.
+        """
+        if self.pending > 1 and self.request.generate.sampling.seed is not None:
+            return self.pending - 1
+        return self.pending
+
+    @property
     def wants_token(self) -> bool:
         """A token has to be sampled once all are computed; not so where only the prompt is scored."""
         return self._tokens_left > 0

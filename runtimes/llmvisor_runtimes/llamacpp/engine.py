@@ -262,7 +262,7 @@ class Engine:
         active = self._active
         if self._paused:
             active = [choice for choice in active if choice.request.id not in self._paused]
-        pending = [choice.pending for choice in active]
+        pending = [choice.next_count for choice in active]
         if scoring := [place for place, choice in enumerate(active) if choice.scores]:
             share = max(1, limits.scored_prompt_step_tokens // len(scoring))
             for place in scoring:
