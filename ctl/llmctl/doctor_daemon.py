@@ -24,8 +24,8 @@ PORT_FILE = ".port"
 PORT_DEFAULT = 8000
 _START = "llmvisor   (in its source tree: make run)"
 
-Values = Mapping[str, str]
-"""Configuration by path (`server.port`), values as JSON."""
+Values = Mapping[str, ConfigValue]
+"""Configuration by path (`server.port`)."""
 
 
 class Daemon(NamedTuple):
@@ -154,8 +154,8 @@ def port_finding(daemon: Daemon, values: Values) -> Finding:
 def configured_port(values: Values) -> int:
     """The port that a start would take; 0 = a free one."""
     try:
-        port = int(values.get("server.port", ""))
-    except ValueError:
+        port = int(bytes(values["server.port"].value))
+    except (KeyError, ValueError):
         return PORT_DEFAULT
     return port if 0 <= port < 65536 else PORT_DEFAULT
 
@@ -173,13 +173,16 @@ def configuration() -> tuple[Values, Finding]:
         return {}, Finding("configuration", "problem", f"llmvisor config show makes no sense: {fault}", fix)
     files = sorted({value.origin.rpartition(":")[0] for value in values if value.layer == "file"})
     text = f"correct ({', '.join(files)})" if files else "the built-in defaults"
-    return {value.path: bytes(value.value).decode() for value in values}, Finding("configuration", "ok", text)
+    return {value.path: value for value in values}, Finding("configuration", "ok", text)
 
 
 def socket_place(path: Path, values: Values) -> Iterator[Finding]:
     """A problem where the configuration puts the socket elsewhere than llmctl looks."""
-    text = values.get("control.socket", "null")
-    if text == "null" or text == msgspec.json.encode(str(path)).decode():
+    configured = values.get("control.socket")
+    if configured is None or configured.layer == "default":
+        return
+    text = bytes(configured.value).decode()
+    if text in {"null", msgspec.json.encode(str(path)).decode()}:
         return
     fix = f"export LLMVISOR_SOCKET={text}"
     yield Finding("socket", "problem", f"the configuration puts it at {text}, llmctl looks at {path}", fix)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import signal
 from contextlib import AsyncExitStack
@@ -13,7 +14,7 @@ from aiohttp import web
 from llmvisor import __version__, limits
 from llmvisor.broadcast import Hub
 from llmvisor.clock import Clock
-from llmvisor.config.layers import LoadedConfig
+from llmvisor.config.layers import LoadedConfig, check_text
 from llmvisor.control.api import Event, Job, RuntimeStatus
 from llmvisor.control.daemon import DaemonControl, Endpoints
 from llmvisor.http.ids import Ids
@@ -62,6 +63,7 @@ class App:
             logs=logs,
             endpoints=self._endpoints,
             clock=clock,
+            check=functools.partial(check_text, environ=os.environ, cwd=Path.cwd()),
             stop=self.stop,
         )
 

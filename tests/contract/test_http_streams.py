@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 from tests.support.fake_service import FakeService, Script
 from tests.support.http_front import CHAT, COMPLETIONS, Answer, Served, served
 from tests.support.leaks import come, held
@@ -27,9 +28,10 @@ ASKS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def request_bytes(path: str = CHAT, **fields: Any) -> bytes:
+def request_bytes(path: str = CHAT, *, close: bool = False, **fields: Any) -> bytes:
     body = json.dumps({"messages": MESSAGES, "prompt": "hi", "stream": True, **fields}).encode()
     head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+    head += "Connection: close\r\n" if close else ""
     return head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body
 
 
@@ -110,7 +112,8 @@ async def test_error_inside_a_stream_is_an_event_and_the_end(
 ) -> None:
     """What came, then the error in OpenAI's form, no [DONE], and the connection goes on."""
     async with served(tmp_path, FakeService(script=Script(fail=failure, fail_after=2))) as front:
-        answer = await front.post(path, {**body, "stream": True})
+        with capture_logs():
+            answer = await front.post(path, {**body, "stream": True})
         assert answer.status == 200
         assert answer.events[-1]["error"]["code"] == code
         assert "[DONE]" not in answer.events
@@ -136,11 +139,10 @@ async def test_error_after_a_heartbeat_is_an_event(tmp_path: Path) -> None:
 async def test_answer_that_was_cut_is_told(tmp_path: Path, finish: Any, stream: bool) -> None:
     """A choice that ended by cancelling, or not at all, never looks like a whole answer."""
     async with served(tmp_path, FakeService(script=Script(finish=finish))) as front:
-        answer = await front.chat(stream=stream)
-        if stream and finish is None:
-            pytest.skip("a stream that ends without a finish is whole as far as its deltas tell")
-        error = answer.events[-1]["error"] if stream else answer.error
-        assert error["code"] == "model_unavailable"
+        for path, body in ASKS:
+            answer = await front.post(path, {**body, "stream": stream})
+            error = answer.events[-1]["error"] if stream else answer.error
+            assert error["code"] == "model_unavailable"
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -180,14 +182,14 @@ async def test_client_that_leaves_in_the_middle_cancels_its_generation(tmp_path:
         assert (await front.chat()).status == 200
 
 
-async def read_nothing(front: Served, receive_bytes: int = 4096) -> socket.socket:
+async def read_nothing(front: Served, receive_bytes: int = 4096, request: bytes = b"") -> socket.socket:
     """A client that asks and then does not read; with the smallest buffer it can have."""
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
     client.setblocking(False)
     loop = asyncio.get_running_loop()
     await loop.sock_connect(client, ("127.0.0.1", front.port))
-    await loop.sock_sendall(client, request_bytes())
+    await loop.sock_sendall(client, request or request_bytes())
     return client
 
 
@@ -202,6 +204,22 @@ async def test_client_that_reads_nothing_is_cut_off(tmp_path: Path) -> None:
             assert service.cancelled
             # At a kilobyte and more each: the buffers of two sockets and a transport, not an endless answer.
             assert service.tokens_sent < 2_000
+        finally:
+            client.close()
+
+
+@pytest.mark.parametrize("closing", [False, True])
+async def test_client_that_does_not_read_a_whole_answer_is_cut_off(tmp_path: Path, closing: bool) -> None:
+    """An answer that is no stream is not kept for ever either, whether its connection was to be kept or not."""
+    service = FakeService(script=Script(pieces=["x" * 1000] * 3000))
+    async with served(tmp_path, service, settings=SHORT) as front:
+        before = held()
+        client = await read_nothing(front, request=request_bytes(stream=False, close=closing))
+        try:
+            await eventually(lambda: service.generations)
+            await eventually(lambda: service.running == 0)
+            # The server's own end of the connection goes, the client's stays.
+            await eventually(lambda: len(come(before)) == 1, what=f"held: {come(before)}")
         finally:
             client.close()
 

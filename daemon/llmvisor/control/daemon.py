@@ -11,7 +11,7 @@ import msgspec
 from llmvisor import __version__
 from llmvisor.broadcast import Hub, Subscription
 from llmvisor.clock import Clock
-from llmvisor.config.layers import LoadedConfig, check_text, config_values
+from llmvisor.config.layers import LoadedConfig, config_values
 from llmvisor.control.api import (
     ConfigValue,
     DaemonStatus,
@@ -51,6 +51,7 @@ class DaemonControl:
         logs: LogHub,
         endpoints: Endpoints,
         clock: Clock,
+        check: Callable[[str, str], list[str]],
         stop: Callable[[], None],
     ) -> None:
         self._loaded = loaded
@@ -61,6 +62,7 @@ class DaemonControl:
         self._logs = logs
         self._endpoints = endpoints
         self._clock = clock
+        self._check = check
         self._stop = stop
         self._started_at = clock.now().isoformat()
         self._started = clock.monotonic()
@@ -155,7 +157,7 @@ class DaemonControl:
         return config_values(self._loaded)
 
     def check_config(self, text: str, name: str) -> list[str]:
-        return check_text(text, name)
+        return self._check(text, name)
 
     def shutdown(self) -> None:
         self._stop()

@@ -1,4 +1,4 @@
-"""aiohttp's server with two things it lacks: a bound on connections, and refusals of broken HTTP as JSON."""
+"""aiohttp's server with what it lacks: bounds on connections and on clients that read nothing, and JSON for broken HTTP."""
 
 from __future__ import annotations
 
@@ -24,6 +24,11 @@ class FrontProtocol(RequestHandler):
 
     __slots__ = ()
 
+    @property
+    def blocked(self) -> bool:
+        """Whether writing has to wait for the client."""
+        return self._paused
+
     def handle_error(
         self, request: BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
     ) -> web.StreamResponse:
@@ -43,7 +48,11 @@ class FrontProtocol(RequestHandler):
 
 
 class FrontServer(web.Server):
-    """Makes a `FrontProtocol` for each connection, and ends those that are too many."""
+    """Makes a `FrontProtocol` for each connection, ends those that are too many, and those that take nothing.
+
+    One timer looks at the connections that wait for their client, of streams and of other answers alike. One whose
+    unsent bytes have not become fewer for `write_stall_seconds_max` is aborted, which cancels its handler.
+    """
 
     def __init__(self, inner: web.Server, settings: HttpSettings) -> None:
         super().__init__(
@@ -54,6 +63,9 @@ class FrontServer(web.Server):
             loop=asyncio.get_running_loop(),
         )
         self._settings = settings
+        self._unsent: dict[RequestHandler, tuple[int, float]] = {}
+        """Bytes that a client has to take, and since when they have not become fewer."""
+        self._sweeping = False
 
     def __call__(self) -> RequestHandler:
         settings = self._settings
@@ -73,9 +85,33 @@ class FrontServer(web.Server):
     def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
         super().connection_made(handler, transport)
         _bound_send_buffer(transport)
+        if not self._sweeping:
+            self._arm()
         if len(self._connections) > self._settings.connections_max:
             _log.warning("too many connections: one refused", connections_max=self._settings.connections_max)
             transport.abort()
+
+    def _arm(self) -> None:
+        self._sweeping = True
+        asyncio.get_running_loop().call_later(self._settings.write_stall_seconds_max / 4, self._sweep)
+
+    def _sweep(self) -> None:
+        now = asyncio.get_running_loop().time()
+        unsent: dict[RequestHandler, tuple[int, float]] = {}
+        for handler, transport in list(self._connections.items()):
+            waits = transport.is_closing() or (isinstance(handler, FrontProtocol) and handler.blocked)
+            size = transport.get_write_buffer_size() if waits else 0
+            if size == 0:
+                continue
+            size_before, since = self._unsent.get(handler, (size + 1, now))
+            unsent[handler] = (size, now) if size < size_before else (size, since)
+            if now - unsent[handler][1] >= self._settings.write_stall_seconds_max:
+                _log.warning("a client takes nothing of its answer: connection ended", unsent_bytes=size)
+                transport.abort()
+        self._unsent = unsent
+        self._sweeping = False
+        if self._connections:
+            self._arm()
 
 
 class FrontRunner(web.AppRunner):

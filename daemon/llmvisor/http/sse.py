@@ -1,4 +1,4 @@
-"""Server-sent events to one client: heartbeats while there is nothing to say, and an end for clients that stall."""
+"""Server-sent events to one client, with heartbeats while there is nothing to say."""
 
 from __future__ import annotations
 
@@ -13,32 +13,28 @@ from aiohttp.abc import AbstractStreamWriter
 from llmvisor.errors import LlmvisorError
 from llmvisor.http.answers import ENCODER, error_body
 from llmvisor.http.front import Front
-from llmvisor.log import get_logger
 
 HEARTBEAT = b": waiting\n\n"
 _HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-_log = get_logger(__name__)
 
 
 class EventStream:
     """An answer of events. It starts with the first write, or with the first heartbeat.
 
-    Used as `async with`. One timer looks after the connection: it sends the heartbeats, and aborts a connection whose
-    client has taken nothing for `write_stall_seconds_max`, which cancels the handler as if the client had left.
-    `headers` is asked for when the answer starts.
+    Used as `async with`. `headers` is asked for when the answer starts. Clients that stall are the server's business
+    (`connections`), as they are for every answer.
     """
 
     def __init__(self, request: web.Request, front: Front, headers: Callable[[], Mapping[str, str]] = dict) -> None:
         self.response = web.StreamResponse(headers=_HEADERS)
         self._request = request
         self._clock = front.clock
-        self._settings = front.settings
+        self._heartbeat_seconds = front.settings.heartbeat_seconds
         self._headers = headers
         self._writer: AbstractStreamWriter | None = None
         self._beat: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._written_at = self._taken_at = front.clock.monotonic()
-        self._taken_bytes = -(2**62)  # an earlier answer on the connection may still be in its buffer
+        self._written_at = front.clock.monotonic()
 
     @property
     def started(self) -> bool:
@@ -46,12 +42,13 @@ class EventStream:
         return self._writer is not None
 
     async def write(self, data: bytes) -> None:
-        """Send whole events. Waits while the client is behind by more than the socket's buffers."""
+        """Send whole events. Waits while the client is behind by more than the buffers hold."""
         if self._beat is not None:
             await self._beat
         writer = self._writer or await self._start()
         self._written_at = self._clock.monotonic()
         await writer.write(data)
+        await writer.drain()  # at once where the client is not behind
 
     async def fail(self, error: LlmvisorError) -> None:
         """End with an error event, or raise the error where it can still have its status."""
@@ -86,30 +83,17 @@ class EventStream:
         return writer
 
     def _arm(self) -> None:
-        seconds = min(self._settings.heartbeat_seconds, self._settings.write_stall_seconds_max) / 4
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._look)
+        self._timer = asyncio.get_running_loop().call_later(self._heartbeat_seconds / 4, self._look)
 
     def _look(self) -> None:
         transport = self._request.transport
         if transport is None:
             return  # the client has gone; the handler is being cancelled
-        now = self._clock.monotonic()
-        if buffered := transport.get_write_buffer_size():
-            if self._stalled(buffered, now):
-                _log.warning("a client takes nothing of its stream: connection ended", buffered_bytes=buffered)
-                transport.abort()
-                return
-        else:
-            self._taken_at = now
-            if now - self._written_at >= self._settings.heartbeat_seconds and self._beat is None:
-                self._beat = asyncio.get_running_loop().create_task(self._send_heartbeat(), name="heartbeat")
+        silent = self._clock.monotonic() - self._written_at >= self._heartbeat_seconds
+        # A client that has not taken what there is needs no sign of life.
+        if silent and self._beat is None and transport.get_write_buffer_size() == 0:
+            self._beat = asyncio.get_running_loop().create_task(self._send_heartbeat(), name="heartbeat")
         self._arm()
-
-    def _stalled(self, buffered: int, now: float) -> bool:
-        taken = self._writer.output_size - buffered if self._writer else 0
-        if taken > self._taken_bytes:
-            self._taken_bytes, self._taken_at = taken, now
-        return now - self._taken_at >= self._settings.write_stall_seconds_max
 
     async def _send_heartbeat(self) -> None:
         try:

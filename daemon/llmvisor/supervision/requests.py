@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
+from llmvisor.services.service import Generation
 from llmvisor.supervision.stream import Call, GenerationStream, Request, failure
-from llmvisor_runtimes.protocol import Failed, ProtocolViolation, Step, Text, Tokens
+from llmvisor_runtimes.protocol import Failed, Generate, ProtocolViolation, Sampling, Step, Text, Tokens
 
 
 class Arrival(msgspec.Struct, frozen=True):
@@ -90,3 +91,20 @@ class RequestTable:
         if request is None or request_id in self._waiting:
             raise ProtocolViolation(f"a report for the unknown request {request_id}")
         return request
+
+
+def generate_command(request_id: int, generation: Generation, defaults: Sampling, max_tokens: int | None) -> Generate:
+    """The frame of a generation, the model's own defaults filled in."""
+    return Generate(
+        id=request_id,
+        request_id=generation.request_id,
+        prompt=generation.prompt,
+        sampling=generation.sampling.over(defaults),
+        n=generation.n,
+        max_tokens=max_tokens if generation.max_tokens is None else generation.max_tokens,
+        stop=generation.stop,
+        logprobs=generation.logprobs,
+        echo=generation.echo,
+        ignore_eos=generation.ignore_eos,
+        cache_prompt=generation.cache_prompt,
+    )

@@ -19,20 +19,17 @@ from llmvisor.errors import InsufficientMemory, InvalidRequest, LlmvisorError, M
 from llmvisor.log import get_logger
 from llmvisor.services.service import Generation
 from llmvisor.supervision.reaper import WorkerExit
-from llmvisor.supervision.requests import Arrival, RequestTable
-from llmvisor.supervision.restart import RestartPolicy
+from llmvisor.supervision.requests import Arrival, RequestTable, generate_command
 from llmvisor.supervision.scheduler import (
     Changed,
     Effect,
     Grant,
     Refuse,
-    Scheduler,
-    SchedulerSettings,
     StartWorker,
     StopWorker,
     Ticket,
 )
-from llmvisor.supervision.setup import RuntimeSetup
+from llmvisor.supervision.setup import RuntimeSetup, make_scheduler
 from llmvisor.supervision.spawn import WorkerSpec
 from llmvisor.supervision.state import HAS_WORKER, State
 from llmvisor.supervision.status import Facts, runtime_status
@@ -44,7 +41,6 @@ from llmvisor_runtimes.protocol import (
     Cancel,
     Command,
     Failed,
-    Generate,
     Hello,
     Load,
     Loaded,
@@ -72,7 +68,7 @@ class Runtime:
         self.loaded_at: str | None = None
         self._setup = setup
         self._log = get_logger(__name__).bind(model=name)
-        self._scheduler = _scheduler(config, setup.random)
+        self._scheduler = make_scheduler(config, setup.random)
         self._sampling = config.sampling_defaults()
         self._ids = itertools.count(1)
         self._requests = RequestTable()
@@ -100,20 +96,7 @@ class Runtime:
         request_id = next(self._ids)
 
         def command() -> Command:
-            maximum = self.config.max_tokens if generation.max_tokens is None else generation.max_tokens
-            return Generate(
-                id=request_id,
-                request_id=generation.request_id,
-                prompt=generation.prompt,
-                sampling=generation.sampling.over(self._sampling),
-                n=generation.n,
-                max_tokens=maximum,
-                stop=generation.stop,
-                logprobs=generation.logprobs,
-                echo=generation.echo,
-                ignore_eos=generation.ignore_eos,
-                cache_prompt=generation.cache_prompt,
-            )
+            return generate_command(request_id, generation, self._sampling, self.config.max_tokens)
 
         stream = GenerationStream(request_id, command=command, send=self._send, leave=self._leave)
         self._submit(stream, weight=generation.n, keep_alive_seconds=generation.keep_alive_seconds)
@@ -396,20 +379,3 @@ class Runtime:
     def status(self) -> RuntimeStatus:
         """All that is known at the moment."""
         return runtime_status(self._scheduler, self._facts, self._now())
-
-
-def _scheduler(config: ModelConfig, random: Callable[[], float]) -> Scheduler:
-    settings = SchedulerSettings(
-        queue_limit=config.queue_limit,
-        load_timeout_seconds=config.load_timeout,
-        idle_timeout_seconds=config.idle_timeout,
-        keep_loaded=config.preload or config.pinned,
-    )
-    policy = RestartPolicy(
-        restarts_max=config.restart.max,
-        window_seconds=config.restart.window,
-        backoff_seconds=config.restart.backoff,
-        stable_seconds=limits.stable_seconds,
-        random=random,
-    )
-    return Scheduler(settings, policy)

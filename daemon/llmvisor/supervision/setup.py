@@ -7,10 +7,13 @@ from typing import Protocol
 
 import msgspec
 
+from llmvisor import limits
 from llmvisor.clock import Clock
 from llmvisor.config.tree import ModelConfig
 from llmvisor.control.api import RuntimeStatus
 from llmvisor.supervision.reaper import WorkerExit
+from llmvisor.supervision.restart import RestartPolicy
+from llmvisor.supervision.scheduler import Scheduler, SchedulerSettings
 from llmvisor.supervision.spawn import WorkerSpec
 from llmvisor.supervision.worker import Worker
 from llmvisor_runtimes.protocol import Report
@@ -42,3 +45,21 @@ class RuntimeSetup(msgspec.Struct, frozen=True):
     random: Callable[[], float]
     python: Callable[[str], str]
     """The interpreter of a backend's workers."""
+
+
+def make_scheduler(config: ModelConfig, random: Callable[[], float]) -> Scheduler:
+    """The scheduler of a model that is configured so."""
+    settings = SchedulerSettings(
+        queue_limit=config.queue_limit,
+        load_timeout_seconds=config.load_timeout,
+        idle_timeout_seconds=config.idle_timeout,
+        keep_loaded=config.preload or config.pinned,
+    )
+    policy = RestartPolicy(
+        restarts_max=config.restart.max,
+        window_seconds=config.restart.window,
+        backoff_seconds=config.restart.backoff,
+        stable_seconds=limits.stable_seconds,
+        random=random,
+    )
+    return Scheduler(settings, policy)

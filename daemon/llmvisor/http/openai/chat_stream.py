@@ -46,6 +46,7 @@ class ChatChunks:
         self._text_tail = b'},"logprobs":null,"finish_reason":null}' + self._tail
         self.begun = False
         """Whether the first deltas have come."""
+        self._unfinished = choices_count
 
     def encode(self, deltas: Sequence[Delta]) -> bytes:
         """Whole events. Raises `ModelUnavailable` for a choice that was cut short."""
@@ -60,7 +61,9 @@ class ChatChunks:
         return b"".join(parts)
 
     def last(self, done: Done) -> bytes:
-        """The usage chunk, where it was asked for."""
+        """The usage chunk, where it was asked for. Raises `ModelUnavailable` if a choice has no end."""
+        if self._unfinished:
+            finish_reason(None)
         if not self._include_usage:
             return b""
         return b'%b],"usage":%b,"timings":%b}\n\n' % (self._head, _encode(usage(done)), _encode(timings(done)))
@@ -77,5 +80,6 @@ class ChatChunks:
             parts += (self._texts[delta.index], _encode(delta.text), b'},"logprobs":', logprobs)
             parts += (b',"finish_reason":null}', self._tail)
         if delta.finish is not None:
+            self._unfinished -= 1
             finish = _encode(finish_reason(delta.finish))
             parts += (self._choices[delta.index], b'{},"logprobs":null,"finish_reason":', finish, b"}", self._tail)

@@ -188,7 +188,9 @@ async def _answer_stream(
                 include_usage=asked.include_usage(),
                 begun=lambda: begun.append(stream),
             )
-            return await pump(stream, events, chunks.encode)
+            done = await pump(stream, events, chunks.encode)
+            chunks.check_ended()
+            return done
 
         done = await side_by_side(one, list(enumerate(generations)))
         await events.write((head.usage_event(total(done)) if asked.include_usage() else b"") + DONE_EVENT)

@@ -52,6 +52,7 @@ class CompletionChunks:
         self._texts = [start + b'{"index":%d,"text":' % (first_index + index) for index in range(choices_count)]
         self._text_tail = b',"logprobs":null,"finish_reason":null}' + self._tail
         self._logprobs = [LegacyLogprobsWriter() for _ in range(choices_count)]
+        self._unfinished = choices_count
         self._begun: Callable[[], None] | None = begun
 
     def encode(self, deltas: Sequence[Delta]) -> bytes:
@@ -69,9 +70,15 @@ class CompletionChunks:
                 self._add_rare(parts, delta)
         return b"".join(parts)
 
+    def check_ended(self) -> None:
+        """Raises `ModelUnavailable` if a choice has no end."""
+        if self._unfinished:
+            finish_reason(None)
+
     def _add_rare(self, parts: list[bytes], delta: Delta) -> None:
         """A delta with log-probabilities, or the last of its choice."""
         logprobs = _encode(self._logprobs[delta.index].write(delta.logprobs)) if delta.logprobs else b"null"
+        self._unfinished -= delta.finish is not None
         finish = _encode(None if delta.finish is None else finish_reason(delta.finish))
         parts += (self._texts[delta.index], _encode(delta.text), b',"logprobs":', logprobs)
         parts += (b',"finish_reason":', finish, b"}", self._tail)

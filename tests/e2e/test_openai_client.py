@@ -1,0 +1,395 @@
+"""The official `openai` client against the real starter model: what its users write works as it is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator, Iterator
+
+import openai
+import pytest
+from openai import AsyncOpenAI, OpenAI
+from openai.types.chat import ChatCompletionMessageParam
+from tests.support.daemon import Daemon, mock_model, starter_model
+from tests.support.leaks import no_leaks
+from tests.support.polling import eventually_sync
+
+MODEL = "smol"
+COUNTING = "1, 2, 3, 4,"
+"""What follows is beyond doubt, so that greedy texts do not hang on the noise of floats."""
+QUESTION: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Name three trees."}]
+
+pytestmark = pytest.mark.model
+
+
+@pytest.fixture(scope="module")
+def daemon() -> Generator[Daemon]:
+    models = {
+        # One thread: llama.cpp's threads wait for each other by spinning, which a busy machine makes very slow.
+        MODEL: starter_model(n_ctx=1024, parallel=4, n_threads=1, aliases=["gpt-4o-mini"]),
+        "hopeless": mock_model(failpoints="load=exit(78)"),
+        "mock": mock_model(token_delay_ms=10),
+        "sleepy": mock_model(token_delay_ms=60_000),
+    }
+    with no_leaks(), Daemon({"models": models}) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def client(daemon: Daemon) -> Iterator[OpenAI]:
+    with OpenAI(base_url=f"{daemon.url}/v1", api_key="none", max_retries=0, timeout=100) as one:
+        yield one
+
+
+# -------------------------------------------------------------------------------------------------------------- chat
+
+
+def test_chat_answers_with_usage(client: OpenAI) -> None:
+    """An ordinary call: text, why it ended, and what it took."""
+    answer = client.chat.completions.create(model=MODEL, messages=QUESTION, max_tokens=8, temperature=0)
+    choice = answer.choices[0]
+    assert (answer.object, answer.model, choice.index) == ("chat.completion", "light/smol", 0)
+    assert answer.id.startswith("chatcmpl-")
+    assert choice.message.role == "assistant"
+    assert choice.message.content
+    assert choice.finish_reason == "length"
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 8
+    assert answer.usage.prompt_tokens > 4
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + 8
+
+
+def test_chat_reads_system_messages_and_parts(client: OpenAI) -> None:
+    """Every message counts, and content in parts is the same as one string."""
+
+    def ask(*messages: ChatCompletionMessageParam) -> tuple[str | None, int]:
+        answer = client.chat.completions.create(model=MODEL, messages=messages, max_tokens=8, temperature=0)
+        assert answer.usage is not None
+        return answer.choices[0].message.content, answer.usage.prompt_tokens
+
+    whole = ask({"role": "system", "content": "You are a pirate."}, {"role": "user", "content": "Who are you?"})
+    parts = ask(
+        {"role": "system", "content": "You are a pirate."},
+        {"role": "user", "content": [{"type": "text", "text": "Who are "}, {"type": "text", "text": "you?"}]},
+    )
+    assert whole[1] == parts[1]
+    plain = ask({"role": "user", "content": "Who are you?"})
+    assert plain[0] != whole[0]
+
+
+def test_chat_stream_is_the_whole_answer_in_pieces(client: OpenAI) -> None:
+    """The pieces make the text of the call without `stream`; usage comes in a last chunk of its own."""
+    whole = client.chat.completions.create(model=MODEL, messages=QUESTION, max_tokens=12, temperature=0)
+    stream = client.chat.completions.create(
+        model=MODEL,
+        messages=QUESTION,
+        max_tokens=12,
+        temperature=0,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = list(stream)
+    assert len({chunk.id for chunk in chunks}) == 1
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "length"
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == whole.choices[0].message.content
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage is not None
+    assert whole.usage is not None
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens == 12
+    assert chunks[-1].usage.prompt_tokens == whole.usage.prompt_tokens
+    assert all(chunk.usage is None for chunk in chunks[:-1])
+
+
+def test_chat_stream_without_the_option_has_no_usage(client: OpenAI) -> None:
+    """Clients that index `choices[0]` of every chunk work."""
+    chunks = list(client.chat.completions.create(model=MODEL, messages=QUESTION, max_tokens=3, stream=True))
+    assert all(chunk.choices and chunk.usage is None for chunk in chunks)
+
+
+def test_model_ends_its_turn_by_itself(client: OpenAI) -> None:
+    """`stop` is said when the model was done, and its end mark is not in the text."""
+    answer = client.chat.completions.create(
+        model=MODEL,
+        messages=[{"role": "user", "content": "Answer with one word: what colour is grass?"}],
+        max_completion_tokens=120,
+        temperature=0,
+    )
+    assert answer.choices[0].finish_reason == "stop"
+    assert "<|im_end|>" not in (answer.choices[0].message.content or "")
+
+
+# ------------------------------------------------------------------------------------------------------- completions
+
+
+def test_completions_take_every_form_of_prompt(client: OpenAI, daemon: Daemon) -> None:
+    """A text, a list of texts, token ids, and lists of token ids: the same text goes on in the same way."""
+    _, tokenized = daemon.request("POST", "/tokenize", {"model": MODEL, "content": COUNTING})
+    ids: list[int] = tokenized["tokens"]
+
+    def ask(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str]:
+        answer = client.completions.create(model=MODEL, prompt=prompt, max_tokens=8, temperature=0)
+        assert [choice.index for choice in answer.choices] == list(range(len(answer.choices)))
+        assert answer.usage is not None
+        assert answer.usage.completion_tokens == 8 * len(answer.choices)
+        assert answer.usage.prompt_tokens == len(ids) * len(answer.choices)
+        return [choice.text for choice in answer.choices]
+
+    (text,) = ask(COUNTING)
+    assert text.startswith(" 5, 6,")
+    assert ask([COUNTING, COUNTING]) == [text, text]
+    assert ask(ids) == [text]
+    assert ask([ids, ids]) == [text, text]
+
+
+def test_completion_stream_joins_to_the_whole(client: OpenAI) -> None:
+    """Several prompts stream side by side, each under its own index."""
+    texts = {0: "", 1: ""}
+    stream = client.completions.create(
+        model=MODEL, prompt=[COUNTING, "11, 12, 13, 14,"], max_tokens=6, temperature=0, stream=True
+    )
+    for chunk in stream:
+        texts[chunk.choices[0].index] += chunk.choices[0].text
+    assert texts[0].startswith(" 5, 6,")
+    assert texts[1].startswith(" 15, 1")
+
+
+def test_completion_echo_gives_the_prompt_back(client: OpenAI) -> None:
+    """The prompt stands before what follows it, with log-probabilities from its second token on."""
+    answer = client.completions.create(
+        model=MODEL, prompt=COUNTING, max_tokens=2, temperature=0, echo=True, logprobs=1
+    )
+    choice = answer.choices[0]
+    assert choice.text.startswith(COUNTING + " 5")
+    assert choice.logprobs is not None
+    assert choice.logprobs.tokens is not None
+    assert choice.logprobs.token_logprobs is not None
+    assert choice.logprobs.text_offset is not None
+    assert "".join(choice.logprobs.tokens) == choice.text
+    assert choice.logprobs.token_logprobs[0] is None
+    assert all(value <= 0 for value in choice.logprobs.token_logprobs[1:])
+    assert choice.logprobs.text_offset == sorted(choice.logprobs.text_offset)
+
+
+# ------------------------------------------------------------------------------------------------- what steers answers
+
+
+def test_n_gives_as_many_choices_from_one_prompt(client: OpenAI) -> None:
+    """The prompt is counted once, and the choices go their own ways."""
+    answer = client.chat.completions.create(
+        model=MODEL, messages=QUESTION, n=2, max_tokens=16, temperature=1.5, seed=1, top_p=1
+    )
+    assert [choice.index for choice in answer.choices] == [0, 1]
+    first, second = (choice.message.content for choice in answer.choices)
+    assert first != second
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens <= 32
+    alone = client.chat.completions.create(model=MODEL, messages=QUESTION, max_tokens=1)
+    assert alone.usage is not None
+    assert answer.usage.prompt_tokens == alone.usage.prompt_tokens
+
+
+def test_logprobs_come_with_their_alternatives(client: OpenAI) -> None:
+    """The chosen token stands first among them at temperature 0, and together they are what `text` is made of."""
+    answer = client.chat.completions.create(
+        model=MODEL, messages=QUESTION, max_tokens=5, temperature=0, logprobs=True, top_logprobs=3
+    )
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.content is not None
+    assert "".join(token.token for token in logprobs.content) == answer.choices[0].message.content
+    for token in logprobs.content:
+        assert len(token.top_logprobs) == 3
+        values = [top.logprob for top in token.top_logprobs]
+        assert values == sorted(values, reverse=True)
+        assert token.top_logprobs[0].token == token.token
+        assert token.logprob == pytest.approx(values[0])
+        assert bytes(token.bytes or []).decode() == token.token
+    none = client.chat.completions.create(model=MODEL, messages=QUESTION, max_tokens=1)
+    assert none.choices[0].logprobs is None
+
+
+@pytest.mark.parametrize("stop", [" 7", "6, 7", ["nothing", ", 7, 8"]])
+@pytest.mark.parametrize("stream", [False, True])
+def test_stop_strings_end_the_text_before_them(client: OpenAI, stop: str | list[str], stream: bool) -> None:
+    """Also where one lies across tokens, and nothing of it gets into a stream."""
+    request = {"model": MODEL, "prompt": COUNTING, "max_tokens": 30, "temperature": 0, "stop": stop}
+    if stream:
+        chunks = list(client.completions.create(**request, stream=True))  # pyright: ignore[reportArgumentType, reportCallIssue, reportUnknownVariableType, reportUnknownArgumentType]
+        text = "".join(chunk.choices[0].text for chunk in chunks)
+        reason = chunks[-1].choices[0].finish_reason
+    else:
+        choice = client.completions.create(**request).choices[0]  # pyright: ignore[reportArgumentType, reportCallIssue, reportUnknownVariableType]
+        text, reason = choice.text, choice.finish_reason
+    before = {" 7": " 5, 6,", "6, 7": " 5, "}.get(stop if isinstance(stop, str) else "", " 5, 6")
+    assert (text, reason) == (before, "stop")
+
+
+def test_seed_repeats_the_text(client: OpenAI) -> None:
+    """At temperature 1 the same seed gives the same text, and another one another text."""
+
+    def ask(seed: int) -> str | None:
+        answer = client.chat.completions.create(
+            model=MODEL, messages=QUESTION, max_tokens=16, temperature=1, top_p=1, seed=seed
+        )
+        return answer.choices[0].message.content
+
+    first = ask(42)
+    assert ask(42) == first
+    assert {ask(43), ask(44)} != {first}
+
+
+def test_logit_bias_forces_and_bans(client: OpenAI, daemon: Daemon) -> None:
+    """A bias of 100 decides, one of -100 excludes."""
+    _, tokenized = daemon.request("POST", "/tokenize", {"model": MODEL, "content": " 5"})
+    five: int = tokenized["tokens"][-1]
+
+    def ask(**bias: int) -> str:
+        answer = client.completions.create(model=MODEL, prompt="1, 2, 3, 4, 5,", max_tokens=4, temperature=0, logit_bias=bias)
+        return answer.choices[0].text
+
+    assert "5" not in ask()[:3]
+    assert ask(**{str(five): 100}).count("5") >= 3
+    assert "5" not in ask(**{str(five): -100})
+
+
+# ------------------------------------------------------------------------------------------------------------ models
+
+
+def test_models_are_listed_and_found_by_every_name(client: OpenAI) -> None:
+    """The list has each model once; a tier, a name, both and an alias find it."""
+    listed = {model.id: model for model in client.models.list()}
+    assert set(listed) == {"light/smol", "hopeless", "mock", "sleepy"}
+    assert listed["light/smol"].owned_by == "llmvisor-light"
+    assert listed["light/smol"].created > 1_600_000_000
+    for name in ("light", "smol", "light/smol", "gpt-4o-mini"):
+        assert client.models.retrieve(name).id == "light/smol"
+
+
+@pytest.mark.parametrize("name", ["light", "light/smol", "gpt-4o-mini"])
+def test_chat_takes_every_name_of_a_model(client: OpenAI, name: str) -> None:
+    """And says which model it was."""
+    answer = client.chat.completions.create(model=name, messages=QUESTION, max_tokens=1)
+    assert answer.model == "light/smol"
+
+
+# ------------------------------------------------------------------------------------------------------------ errors
+
+
+def test_value_out_of_range_is_a_bad_request(client: OpenAI) -> None:
+    """The client's own exception, with the field that is wrong."""
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model=MODEL, messages=QUESTION, temperature=5)
+    error = caught.value
+    assert (error.status_code, error.param, error.code) == (400, "temperature", "invalid_value")
+    assert error.type == "invalid_request_error"
+    assert "2" in error.message
+
+
+def test_unknown_model_is_not_found_with_near_names(client: OpenAI) -> None:
+    """A typing mistake is answered with what was probably meant."""
+    with pytest.raises(openai.NotFoundError, match="light/smol") as caught:
+        client.chat.completions.create(model="smoll", messages=QUESTION)
+    assert (caught.value.param, caught.value.code) == ("model", "model_not_found")
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("smoll")
+
+
+def test_tier_without_a_model_is_not_found(client: OpenAI) -> None:
+    """As the specification words it."""
+    with pytest.raises(openai.NotFoundError, match="No models available for tier: heavy") as caught:
+        client.chat.completions.create(model="heavy", messages=QUESTION)
+    assert caught.value.code == "tier_not_configured"
+
+
+def test_prompt_longer_than_the_context_is_a_bad_request(client: OpenAI) -> None:
+    """The message has both numbers: what came and what fits."""
+    with pytest.raises(openai.BadRequestError, match=r"\b1024\b") as caught:
+        client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "tree " * 1200}])
+    assert caught.value.code == "context_length_exceeded"
+    assert "12" in caught.value.message
+
+
+def test_model_that_cannot_load_is_a_server_error_with_its_reason(client: OpenAI) -> None:
+    """503 is the class that clients retry; without retries it is raised at once."""
+    with pytest.raises(openai.InternalServerError) as caught:
+        client.chat.completions.create(model="hopeless", messages=QUESTION)
+    assert (caught.value.status_code, caught.value.type) == (503, "model_error")
+    assert caught.value.code in {"model_load_failed", "model_unavailable"}
+    assert "78" in caught.value.message
+
+
+def test_crash_inside_a_stream_is_an_api_error(client: OpenAI) -> None:
+    """A stream is never cut in silence: the client raises what the worker died of."""
+    stream = client.chat.completions.create(
+        model="mock", messages=[{"role": "user", "content": "[[failpoint: generate=3*token->kill(9)]]"}], stream=True
+    )
+    with pytest.raises(openai.APIError, match="SIGKILL") as caught:
+        list(stream)
+    assert caught.value.code == "runtime_crashed"
+
+
+def test_retries_of_the_client_get_past_a_crash(daemon: Daemon) -> None:
+    """A crash before the first byte asks to come again, which the client does by itself."""
+    with (
+        OpenAI(base_url=f"{daemon.url}/v1", api_key="none", max_retries=0) as patient,
+        pytest.raises(openai.InternalServerError) as caught,
+    ):
+        patient.completions.create(model="mock", prompt="[[failpoint: generate=kill(9)]]")
+    assert caught.value.code == "runtime_crashed"
+    assert float(caught.value.response.headers["Retry-After"]) > 0
+
+
+def test_endpoint_that_does_not_exist_is_not_found(client: OpenAI) -> None:
+    """Parts that are not there answer in JSON, which the client makes its exception of."""
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.images.generate(prompt="a tree")
+    assert caught.value.code == "not_found"
+
+
+def test_client_that_gives_up_frees_its_place(client: OpenAI, daemon: Daemon) -> None:
+    """The client's own timeout closes the connection, and that is all it takes."""
+    with pytest.raises(openai.APITimeoutError):
+        client.with_options(timeout=1.5).completions.create(model="sleepy", prompt="hi")
+    eventually_sync(lambda: daemon.runtime("sleepy")["slots_busy"] == 0, 10)
+
+
+def test_raw_response_has_the_request_id(client: OpenAI) -> None:
+    """What the client shows as `_request_id` is in our log as well."""
+    answer = client.with_raw_response.models.list()
+    assert answer.headers["X-Request-Id"]
+    given = client.with_options(default_headers={"X-Request-Id": "mine-1"}).chat.completions.create(
+        model="mock", messages=QUESTION, max_tokens=1
+    )
+    assert given._request_id == "mine-1"
+
+
+# ------------------------------------------------------------------------------------------------------------- async
+
+
+async def test_async_streams_run_side_by_side(daemon: Daemon) -> None:
+    """More streams than the model has places: each counts on from where its own prompt ends."""
+    starts = [1, 11, 21, 31, 41, 51]
+
+    async def count(client: AsyncOpenAI, start: int) -> str:
+        prompt = ",".join(f" {number}" for number in range(start, start + 6)) + ","
+        stream = await client.completions.create(model=MODEL, prompt=prompt, max_tokens=5, temperature=0, stream=True)
+        return "".join([chunk.choices[0].text async for chunk in stream])
+
+    async with AsyncOpenAI(base_url=f"{daemon.url}/v1", api_key="none", max_retries=0, timeout=100) as client:
+        texts = await asyncio.gather(*(count(client, start) for start in starts))
+    for start, text in zip(starts, texts, strict=True):
+        assert text.startswith(f" {start + 6},"), texts
+
+
+async def test_async_stream_that_is_closed_early_frees_its_place(daemon: Daemon) -> None:
+    """Leaving the loop is enough: the sequence is free before the model would have been done."""
+    async with (
+        AsyncOpenAI(base_url=f"{daemon.url}/v1", api_key="none", max_retries=0) as client,
+        await client.chat.completions.create(
+            model="mock", messages=QUESTION, max_tokens=5000, stream=True
+        ) as stream,
+    ):
+        await anext(aiter(stream))
+        assert daemon.runtime("mock")["slots_busy"] == 1
+    await asyncio.to_thread(eventually_sync, lambda: daemon.runtime("mock")["slots_busy"] == 0, 5)
