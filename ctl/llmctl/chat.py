@@ -13,6 +13,7 @@ from llmctl.client import decode, decode_list, segment
 from llmctl.completion import answering
 from llmctl.conversation import SETTINGS, Conversation
 from llmctl.errors import DONE, FAILED, CtlError, NotFound
+from llmctl.follow import load_first
 from llmctl.session import Session
 from llmctl.terminal import printable
 from llmvisor.control.api import ModelStatus
@@ -48,6 +49,7 @@ def converse(session: Session) -> int:
     talk.stats = bool(args.stats)
     if not talk.interactive:
         return talk.read_all()
+    load_first(session, model)
     session.out.line(f"{session.out.paint(model.id, 'bold')}, {_context(model)}/help lists the commands, Ctrl-D ends")
     with _History(os.environ):
         return talk.read_all()

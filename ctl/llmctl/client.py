@@ -156,7 +156,7 @@ class Client:
     def _faults_told(self) -> Generator[None]:
         """Turns what sockets and http.client raise into what a person can act on."""
         where = str(self.socket_path)
-        start_hint = "start it with: llmvisor   (in its source tree: make run); llmctl doctor tells more"
+        start_hint = "start it with: llmvisor   (in its source tree: make run)"
         try:
             yield
         except TimeoutError:

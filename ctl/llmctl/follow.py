@@ -10,7 +10,7 @@ from llmctl.progress import job_display
 from llmctl.session import Session
 from llmctl.sse import ServerSentEvent
 from llmctl.terminal import printable
-from llmvisor.control.api import ErrorAnswer, Job
+from llmvisor.control.api import ErrorAnswer, Job, JobParams, JobRequest, ModelStatus
 
 _STATUS_NOT_FOUND = ("model_not_found", "tier_not_configured", "not_found")
 
@@ -27,6 +27,18 @@ def follow_job(session: Session, job: Job, *, label: str, cancel_on_interrupt: b
         _interrupted(session, job, cancel=cancel_on_interrupt)
         raise
     return job
+
+
+def load_first(session: Session, model: ModelStatus) -> None:
+    """For a person at a terminal: load a model that is not loaded, with a bar, before it is asked something.
+
+    Elsewhere the request itself does that. Raises `CtlError` where it cannot be loaded.
+    """
+    if model.state not in {"not_loaded", "loading"} or model.service != "local" or not session.out.stderr_interactive:
+        return
+    request = JobRequest(type="load", params=JobParams(model=model.id))
+    job = decode(session.client.post("/jobs", request), Job)
+    job_result(follow_job(session, job, label=f"loading {model.name}", cancel_on_interrupt=False))
 
 
 def job_result(job: Job) -> int:

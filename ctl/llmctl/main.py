@@ -21,6 +21,9 @@ SOCKET_VARIABLE = "LLMVISOR_SOCKET"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; gives the exit code (see `errors`)."""
+    # Either is None where the shell closed it: `llmctl load light >&-`.
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - open until the end
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - as above
     for stream in (sys.stdout, sys.stderr):
         # What a model says may be more than an old terminal's character set holds.
         stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType] - TextIO lacks it, the standard streams have it

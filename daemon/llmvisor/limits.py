@@ -126,6 +126,8 @@ lingering_seconds = 2.0
 header_lines_max = 128
 send_buffer_bytes = 128 * 1024
 """Of the kernel, for one connection. Linux doubles it for its own bookkeeping."""
+retry_after_seconds = 1.0
+"""What clients are told to wait where nothing better is known."""
 cors_preflight_seconds = 600
 """How long a browser may remember a preflight's answer."""
 prompts_in_flight_max = 16

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import structlog
+from aiohttp import http_parser
 from structlog.testing import capture_logs
-from tests.support.fake_service import FakeService, Script
+from tests.support.fake_service import FakeService, FakeStream, Script
 from tests.support.http_front import CHAT, Served, served
 
 from llmvisor import errors
+from llmvisor.http.connections import check_parser
+from llmvisor.services.service import Generation
 
 ERRORS: list[tuple[errors.LlmvisorError, int, str, str]] = [
     (errors.InvalidRequest("x", param="a.b"), 400, "invalid_request_error", "invalid_value"),
@@ -28,6 +33,9 @@ ERRORS: list[tuple[errors.LlmvisorError, int, str, str]] = [
     (errors.GenerationTimeout("x"), 504, "timeout_error", "timeout"),
     (errors.InternalError("x"), 500, "server_error", "internal_error"),
 ]
+
+RETRY_AFTER = {"model_loading": "5", "runtime_crashed": "1", "queue_full": "1", "shutting_down": "1"}
+"""Whole seconds, at least one; one where the service does not say."""
 
 
 @pytest.fixture
@@ -47,8 +55,7 @@ async def test_error_has_its_row_of_the_table(
                 answer = await front.chat(stream=stream)
                 assert answer.status == status
                 assert answer.error == {"message": error.message, "type": kind, "code": code, "param": error.param}
-                after = error.retry_after_seconds
-                assert answer.headers.get("Retry-After") == (None if after is None else str(max(1, round(after))))
+                assert answer.headers.get("Retry-After") == RETRY_AFTER.get(code)
 
 
 async def test_hint_is_part_of_the_message(tmp_path: Path) -> None:
@@ -104,11 +111,9 @@ async def test_bug_is_500_with_the_request_id_and_logged_with_its_traceback(tmp_
 async def test_request_id_is_echoed_or_made(front: Served) -> None:
     """A sound id comes back on answers, errors and streams; a bad one is replaced; made ones differ."""
     sound = "req-A_1.2:3/4+5=6@7,8"
-    for path, body in (
-        (CHAT, {"messages": []}),
-        (CHAT, {"messages": [{"role": "user", "content": "x"}], "stream": True}),
-    ):
-        answer = await front.post(path, body, headers={"X-Request-Id": sound})
+    bodies: list[dict[str, Any]] = [{"messages": []}, {"messages": [{"role": "user", "content": "x"}], "stream": True}]
+    for body in bodies:
+        answer = await front.post(CHAT, body, headers={"X-Request-Id": sound})
         assert answer.headers["X-Request-Id"] == sound
     assert front.service.generations[0].request_id == sound
     for bad in ("a b", "x" * 129, "é", "<script>", '"'):
@@ -137,18 +142,32 @@ async def test_each_request_is_one_access_line_without_its_content(front: Served
 
 async def test_log_lines_of_a_request_carry_its_id(tmp_path: Path) -> None:
     """What is logged while a request is served can be found by its id, and requests do not mix."""
-    import structlog
-
     seen: list[tuple[str, str]] = []
 
     class Logging(FakeService):
-        def generate(self, model: str, generation: object) -> object:  # pyright: ignore[reportIncompatibleMethodOverride]
-            bound = structlog.contextvars.get_contextvars()
-            seen.append((bound["request_id"], generation.request_id))  # pyright: ignore[reportAttributeAccessIssue, reportUnknownArgumentType]
-            return super().generate(model, generation)  # pyright: ignore[reportArgumentType]
+        def generate(self, model: str, generation: Generation) -> FakeStream:
+            seen.append((structlog.contextvars.get_contextvars()["request_id"], generation.request_id))
+            return super().generate(model, generation)
 
     async with served(tmp_path, Logging()) as front:
         for _ in range(3):
             await front.chat()
     assert all(bound == given for bound, given in seen)
     assert len({bound for bound, _ in seen}) == 3
+
+
+async def test_log_line_of_a_path_stays_one_line(front: Served) -> None:
+    """Line breaks and kilobytes in a path do not reach the log."""
+    with capture_logs() as lines:
+        await front.get("/a%0afake%20line" + "x" * 1000)
+    (line,) = [line for line in lines if line["event"] == "request"]
+    assert "\n" not in line["path"]
+    assert len(line["path"]) <= 200
+
+
+def test_parser_has_to_be_the_compiled_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it the front refuses to be built, and says what to do."""
+    check_parser()
+    monkeypatch.setattr(http_parser, "HttpRequestParser", http_parser.HttpRequestParserPy)
+    with pytest.raises(errors.StartError, match="AIOHTTP_NO_EXTENSIONS"):
+        check_parser()

@@ -14,6 +14,9 @@ from tests.support import fake_daemon as fake
 from tests.support.fake_daemon import FakeDaemon
 from tests.support.llmctl_process import command, environment, llmctl
 
+from llmctl.client import Client
+from llmctl.errors import CtlError, NotRunning
+
 COMMANDS = (
     ("status",),
     ("models",),
@@ -165,6 +168,34 @@ def test_a_reader_that_leaves_is_no_error(daemon: FakeDaemon, arguments: tuple[s
         os.close(reader)
         _, stderr = process.communicate(timeout=30)
     assert (process.returncode, stderr) == (0, b"")
+
+
+def test_closed_output_is_no_error(daemon: FakeDaemon) -> None:
+    """`llmctl status >&-`: done as asked, with nobody to tell."""
+    daemon.answer("GET", "/llm/status", fake.daemon_status())
+    script = f"{' '.join(command('status'))} >&- 2>&- <&-"
+    ended = subprocess.run(["/bin/sh", "-c", script], env=environment(daemon.socket_path), check=False, timeout=30)
+    assert ended.returncode == 0
+    assert len(daemon.requests) == 1
+
+
+def test_faulty_answers_leave_no_file_descriptor_open(daemon: FakeDaemon) -> None:
+    """Every way out of a call and of a stream closes its connection."""
+    daemon.raw("GET", "/llm/status", b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n{")
+    daemon.stream("GET", "/events", [("runtime", "{}")] * 3, hold_open=True)
+    client = Client(daemon.socket_path, timeout_seconds=10)
+    before = len(os.listdir("/dev/fd"))
+    for _ in range(20):
+        with pytest.raises(CtlError):
+            client.get("/llm/status")
+        with client.stream("GET", "/events") as events:
+            assert next(events).data == b"{}"
+        with pytest.raises(CtlError):
+            client.get("/nowhere")
+    daemon.close()
+    with pytest.raises(NotRunning):
+        client.get("/llm/status")
+    assert len(os.listdir("/dev/fd")) <= before
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,24 @@ def test_run_without_a_prompt_is_a_usage_error(daemon: FakeDaemon) -> None:
     assert daemon.requests == []
 
 
+def test_run_on_a_terminal_loads_the_model_with_a_bar_first(daemon: FakeDaemon) -> None:
+    """A person sees why the answer takes its time; the question comes after the load."""
+    daemon.answer("GET", "/llm/models/light", fake.model(state="not_loaded"))
+    daemon.answer("POST", "/jobs", fake.job())
+    daemon.stream("GET", "/jobs/job_01/events", [("job", fake.job()), ("job", fake.ended_job())])
+    with TerminalRun(daemon.socket_path, "run", "light", "hi") as run:
+        run.expect("loading smollm2-135m-instruct")
+        run.expect("The sky is blue.")
+        assert run.wait() == 0
+    assert [request.path for request in daemon.requests][-1] == COMPLETIONS
+
+
+def test_run_in_a_pipe_asks_at_once(daemon: FakeDaemon) -> None:
+    """One request: the daemon loads the model by itself."""
+    llmctl(daemon.socket_path, "run", "light", "hi")
+    assert [request.path for request in daemon.requests] == [COMPLETIONS]
+
+
 def test_run_tells_statistics_on_stderr(daemon: FakeDaemon) -> None:
     """`--stats` leaves stdout to the answer."""
     ended = llmctl(daemon.socket_path, "run", "light", "hi", "--stats")

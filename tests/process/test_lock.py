@@ -111,11 +111,14 @@ def test_lock_is_not_inherited(tmp_path: Path) -> None:
     """A worker that outlives the daemon does not keep the lock."""
     lock = DaemonLock(tmp_path / "run", socket_path=tmp_path / "run" / "control.sock")
     lock.acquire()
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, close_fds=False) as child:
+    script = "print('runs', flush=True); input()"
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, close_fds=False) as child:
+        assert line_of(child) == "runs"
         lock.release()
         with DaemonLock(tmp_path / "run", socket_path=tmp_path / "run" / "control.sock"):
             assert child.poll() is None
-        child.communicate(b"\n", timeout=10)
+        child.communicate("\n", timeout=10)
 
 
 def test_lock_leaves_no_descriptor(tmp_path: Path) -> None:

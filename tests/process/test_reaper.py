@@ -38,6 +38,12 @@ def gone(pid: int) -> bool:
         return True
 
 
+async def freeze(pid: int) -> None:
+    """Stop a process; a signal that is sent before it has stopped may overtake SIGSTOP."""
+    os.kill(pid, signal.SIGSTOP)
+    await eventually(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+
+
 # ------------------------------------------------------------------------------------------------- it ends by itself
 
 
@@ -178,7 +184,7 @@ async def test_weaker_stop_does_not_slow_the_stronger_one(tmp_path: Path, monkey
     recorded = await start(tmp_path, "ignore SIGTERM")
     await recorded.text()
     recorded.stop("kill")
-    for rung in RUNGS:
+    for rung in ("abort", "terminate", "close"):
         recorded.stop(rung)
     assert (await recorded.exit(seconds=5)).signal == signal.SIGKILL
 
@@ -192,6 +198,22 @@ async def test_stop_of_a_worker_that_has_gone_changes_nothing(tmp_path: Path) ->
     assert ended.code == 5
     assert not ended.requested
     assert len(recorded.exits) == 1
+
+
+async def test_stop_while_the_pipes_of_a_dead_worker_are_drained_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The crash came first, although its telling waits for a pipe that something else holds."""
+    monkeypatch.setattr(limits, "pipe_drain_seconds_max", 1.0)
+    recorded = await start(tmp_path, "leave-child detached")
+    grandchild = int(await recorded.text())
+    await eventually(lambda: gone(recorded.pid))
+    await asyncio.sleep(0.1)  # for the loop to learn of it
+    assert recorded.exits == []
+    recorded.stop("kill", "too late")
+    ended = await recorded.exit()
+    os.kill(grandchild, signal.SIGKILL)
+    assert (ended.code, ended.requested, ended.reason) == (0, False, None)
 
 
 async def test_stop_before_hello_ends_a_worker(tmp_path: Path) -> None:
@@ -223,7 +245,7 @@ async def test_stopped_worker_blocks_no_send_and_can_be_killed(tmp_path: Path) -
     """1. A worker is frozen. 2. Far more is sent than a pipe holds. Result: sends return at once, SIGKILL ends it."""
     recorded = await start(tmp_path, "serve")
     await recorded.hello()
-    os.kill(recorded.pid, signal.SIGSTOP)
+    await freeze(recorded.pid)
     started = time.monotonic()
     for number in range(50):
         recorded.send(Detokenize(number, [70_000] * 20_000))
@@ -237,7 +259,7 @@ async def test_stopped_worker_is_woken_to_take_its_signal(tmp_path: Path, rung: 
     """A frozen worker need not be killed to end: it is continued with the signal that ends it."""
     recorded = await start(tmp_path, "serve")
     await recorded.hello()
-    os.kill(recorded.pid, signal.SIGSTOP)
+    await freeze(recorded.pid)
     recorded.stop(rung)
     assert (await recorded.exit()).signal == number
 

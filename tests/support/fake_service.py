@@ -84,6 +84,8 @@ class Script:
     """Before the first delta."""
     gate: asyncio.Event | None = None
     """Waited for before the first delta."""
+    pause: asyncio.Event | None = None
+    """Waited for after the first deltas."""
     finish: FinishReason | None = "stop"
     logprob: float = -0.5
     queue_ms: float = 1.5
@@ -128,6 +130,8 @@ class FakeStream:
             sent += sum(len(delta.tokens) for delta in batch)
             self._service.tokens_sent += len(batch)
             yield batch
+            if script.pause is not None:
+                await script.pause.wait()
             await asyncio.sleep(0)
         if script.fail is not None:
             raise script.fail

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
@@ -35,8 +36,6 @@ class Answer:
 
     @property
     def json(self) -> Any:
-        import json
-
         return json.loads(self.body)
 
     @property
@@ -46,8 +45,6 @@ class Answer:
     @property
     def events(self) -> list[Any]:
         """The data of each event, `[DONE]` as text; comments left out."""
-        import json
-
         assert self.headers["Content-Type"].startswith("text/event-stream")
         data = [line[6:] for line in self.body.decode().split("\n") if line.startswith("data: ")]
         return [one if one == "[DONE]" else json.loads(one) for one in data]
@@ -121,7 +118,7 @@ async def served(
     try:
         await web.TCPSite(front, "127.0.0.1", 0).start()
         await web.UnixSite(front, str(socket_path)).start()
-        port = next(address[1] for address in front.addresses if isinstance(address, tuple))
+        port: int = next(address[1] for address in front.addresses if not isinstance(address, str))
         unix = aiohttp.UnixConnector(path=str(socket_path))
         async with aiohttp.ClientSession() as tcp, aiohttp.ClientSession(connector=unix) as over_unix:
             yield Served(port, socket_path, tcp, over_unix, service, control)

@@ -49,19 +49,25 @@ def port(session: Session) -> int:
 def shutdown(session: Session) -> int:
     """Drain and stop the daemon; with `--wait` until it is gone."""
     status = decode(session.client.get("/llm/status"), DaemonStatus)
-    session.client.post("/shutdown")
-    if not session.args.wait:
-        session.out.line(f"llmvisor (pid {status.pid}) is stopping")
-        return DONE
+    answer = session.client.post("/shutdown")
+    if session.args.wait:
+        _await_end(session, status.pid)
+    if session.json:
+        session.out.json(answer)
+    else:
+        session.out.line(f"llmvisor (pid {status.pid}) {'has stopped' if session.args.wait else 'is stopping'}")
+    return DONE
+
+
+def _await_end(session: Session, pid: int) -> None:
+    """Until nobody answers and the process is gone. Raises `TimedOut`."""
     began = time.monotonic()
-    seen = _is_alive(status.pid)
-    while _answers(session) or (seen and _is_alive(status.pid)):
+    seen = _is_alive(pid)
+    while _answers(session) or (seen and _is_alive(pid)):
         limit = session.client.timeout_seconds
         if limit is not None and time.monotonic() - began > limit:
-            raise TimedOut(f"llmvisor (pid {status.pid}) still runs after {limit:g} s")
+            raise TimedOut(f"llmvisor (pid {pid}) still runs after {limit:g} s")
         time.sleep(limits.poll_seconds)
-    session.out.line(f"llmvisor (pid {status.pid}) has stopped")
-    return DONE
 
 
 def _answers(session: Session) -> bool:

@@ -67,10 +67,11 @@ def log_text(record: LogRecord, out: Terminal) -> str:
     moment = clock_time(record.time) if out.interactive else record.time
     message = "\n    ".join(printable(part) for part in record.message.splitlines()) or ""
     fields = "".join(f" {name}={printable(value)}" for name, value in record.fields.items())
-    request = f" request_id={record.request_id}" if record.request_id else ""
-    source = f"{record.module}[{record.model}]" if record.model else record.module
+    request = out.paint(f" request_id={printable(record.request_id)}", "dim") if record.request_id else ""
+    module = record.module.removeprefix("llmvisor.") if out.interactive else record.module
+    source = f"{module}[{record.model}]" if record.model else module
     level = out.paint(f"{record.level:<8}", _LEVEL_STYLES.get(record.level, ""))
-    return f"{out.paint(moment, 'dim')} {level} {out.paint(printable(source), 'cyan')} {message}{request}{fields}"
+    return f"{out.paint(moment, 'dim')} {level} {out.paint(printable(source), 'cyan')} {message}{fields}{request}"
 
 
 def clock_time(moment: str) -> str:

@@ -22,6 +22,11 @@ def run(session: Session) -> int:
     if session.json:
         session.out.json(session.client.post(COMPLETIONS_PATH, request, timeout_seconds=limits.generation_seconds_max))
         return DONE
+    if session.out.stderr_interactive:
+        from llmctl.chat import find_model  # noqa: PLC0415 - scripts need none of it
+        from llmctl.follow import load_first  # noqa: PLC0415 - as above
+
+        load_first(session, find_model(session, request.model))
     last = "\n"
     with answering(session.client, request) as answer:
         try:
@@ -69,14 +74,14 @@ def _prompt(words: list[str]) -> str:
 def _is_piped() -> bool:
     """Whether standard input is a pipe or a file; what a terminal or /dev/null holds is not asked for."""
     try:
-        mode = os.fstat(sys.stdin.fileno()).st_mode
-    except (OSError, ValueError):
+        mode = os.fstat(0).st_mode
+    except OSError:
         return False
     return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
 
 
 def _standard_input() -> str:
-    if sys.stdin.isatty():
+    if not sys.stdin or sys.stdin.isatty():
         return ""
     data = sys.stdin.buffer.read(limits.prompt_bytes_max + 1)
     if len(data) > limits.prompt_bytes_max:

@@ -7,6 +7,7 @@ import math
 import msgspec
 from aiohttp import web
 
+from llmvisor import limits
 from llmvisor.control.api import ErrorAnswer, ErrorBody
 from llmvisor.errors import LlmvisorError
 
@@ -25,8 +26,11 @@ def error_body(error: LlmvisorError) -> ErrorAnswer:
 
 
 def error_answer(error: LlmvisorError) -> web.Response:
-    """An error with its status, and when to come back where that is known."""
+    """An error with its status, and when to come back where that is of use."""
     headers: dict[str, str] = {}
-    if error.retry_after_seconds is not None:
-        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_seconds)))
+    seconds = error.retry_after_seconds
+    if seconds is None and error.retryable:
+        seconds = limits.retry_after_seconds
+    if seconds is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(seconds)))
     return json_answer(error_body(error), status=error.status, headers=headers)

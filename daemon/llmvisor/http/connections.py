@@ -1,17 +1,18 @@
-"""aiohttp's server with what it lacks: bounds on connections and on clients that read nothing, and JSON for broken HTTP."""
+"""aiohttp's server with what it lacks: bounds on connections and idle readers, and JSON for broken HTTP."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
 from contextlib import suppress
+from typing import NamedTuple
 
-from aiohttp import web
+from aiohttp import http_parser, web
 from aiohttp.web_protocol import RequestHandler
 from aiohttp.web_request import BaseRequest
 
 from llmvisor import limits
-from llmvisor.errors import InternalError, InvalidRequest
+from llmvisor.errors import InternalError, InvalidRequest, StartError
 from llmvisor.http.answers import error_answer
 from llmvisor.http.settings import HttpSettings
 from llmvisor.log import get_logger
@@ -22,12 +23,19 @@ _log = get_logger(__name__)
 class FrontProtocol(RequestHandler):
     """One connection."""
 
-    __slots__ = ()
+    __slots__ = ("unblocked",)
+
+    unblocked: int
+    """How often the client has caught up after writing had to wait for it."""
 
     @property
     def blocked(self) -> bool:
         """Whether writing has to wait for the client."""
         return self._paused
+
+    def resume_writing(self) -> None:
+        self.unblocked += 1
+        super().resume_writing()
 
     def handle_error(
         self, request: BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
@@ -51,7 +59,7 @@ class FrontServer(web.Server):
     """Makes a `FrontProtocol` for each connection, ends those that are too many, and those that take nothing.
 
     One timer looks at the connections that wait for their client, of streams and of other answers alike. One whose
-    unsent bytes have not become fewer for `write_stall_seconds_max` is aborted, which cancels its handler.
+    client has taken nothing for `write_stall_seconds_max` is aborted, which cancels its handler.
     """
 
     def __init__(self, inner: web.Server, settings: HttpSettings) -> None:
@@ -63,13 +71,12 @@ class FrontServer(web.Server):
             loop=asyncio.get_running_loop(),
         )
         self._settings = settings
-        self._unsent: dict[RequestHandler, tuple[int, float]] = {}
-        """Bytes that a client has to take, and since when they have not become fewer."""
+        self._behind: dict[FrontProtocol, _Behind] = {}
         self._sweeping = False
 
     def __call__(self) -> RequestHandler:
         settings = self._settings
-        return FrontProtocol(
+        protocol = FrontProtocol(
             self,
             loop=asyncio.get_running_loop(),
             # Also the deadline of half-sent headers; aiohttp's default is over an hour.
@@ -81,6 +88,8 @@ class FrontServer(web.Server):
             auto_decompress=False,
             access_log=None,  # pyright: ignore[reportArgumentType]  # None is "no access log", as in run_app
         )
+        protocol.unblocked = 0
+        return protocol
 
     def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
         super().connection_made(handler, transport)
@@ -97,21 +106,32 @@ class FrontServer(web.Server):
 
     def _sweep(self) -> None:
         now = asyncio.get_running_loop().time()
-        unsent: dict[RequestHandler, tuple[int, float]] = {}
-        for handler, transport in list(self._connections.items()):
-            waits = transport.is_closing() or (isinstance(handler, FrontProtocol) and handler.blocked)
+        behind: dict[FrontProtocol, _Behind] = {}
+        for protocol, transport in list(self._connections.items()):
+            assert isinstance(protocol, FrontProtocol)
+            waits = protocol.blocked or transport.is_closing()
             size = transport.get_write_buffer_size() if waits else 0
             if size == 0:
                 continue
-            size_before, since = self._unsent.get(handler, (size + 1, now))
-            unsent[handler] = (size, now) if size < size_before else (size, since)
-            if now - unsent[handler][1] >= self._settings.write_stall_seconds_max:
+            last = self._behind.get(protocol)
+            took = last is None or size < last.unsent_bytes or protocol.unblocked != last.unblocked
+            behind[protocol] = _Behind(size, protocol.unblocked, now if last is None or took else last.since)
+            if now - behind[protocol].since >= self._settings.write_stall_seconds_max:
                 _log.warning("a client takes nothing of its answer: connection ended", unsent_bytes=size)
                 transport.abort()
-        self._unsent = unsent
+        self._behind = behind
         self._sweeping = False
         if self._connections:
             self._arm()
+
+
+class _Behind(NamedTuple):
+    """A client that has something to take, as the last look found it."""
+
+    unsent_bytes: int
+    unblocked: int
+    since: float
+    """When it last took something."""
 
 
 class FrontRunner(web.AppRunner):
@@ -125,6 +145,15 @@ class FrontRunner(web.AppRunner):
 
     async def _make_server(self) -> web.Server:
         return FrontServer(await super()._make_server(), self._settings)
+
+
+def check_parser() -> None:
+    """Raises `StartError` where aiohttp would parse requests in Python: slower, and laxer in places."""
+    if http_parser.HttpRequestParser is http_parser.HttpRequestParserPy:
+        raise StartError(
+            "aiohttp's compiled HTTP parser is missing",
+            hint="unset AIOHTTP_NO_EXTENSIONS, or install aiohttp from a wheel for this platform",
+        )
 
 
 def _bound_send_buffer(transport: asyncio.Transport) -> None:

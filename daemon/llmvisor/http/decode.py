@@ -60,7 +60,7 @@ def _invalid(message: str, body: bytes) -> InvalidRequest:
     if missing := _MISSING.match(what):
         param = f"{path}.{missing['field']}".lstrip(".")
         return InvalidRequest(f"{param} is required", param=param)
-    param = path.lstrip(".") or None
+    param = path.replace("[...]", "").lstrip(".") or None  # `[...]` is an entry whose key is not told
     expected = _GOT.sub("", what).replace("Expected", "expected", 1).replace("`", "")
     found = _value_at(body, path)
     tail = "" if found is _ABSENT else f", found {shown(found)}"

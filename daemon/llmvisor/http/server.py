@@ -15,7 +15,7 @@ from llmvisor.errors import BodyTooLarge, InvalidRequest, LlmvisorError, MethodN
 from llmvisor.http import feeds, health, management
 from llmvisor.http import guard as rules
 from llmvisor.http.answers import error_answer
-from llmvisor.http.connections import FrontRunner
+from llmvisor.http.connections import FrontRunner, check_parser
 from llmvisor.http.front import FRONT, MODEL, ORIGIN, REQUEST_ID, Front, Resolve
 from llmvisor.http.generation import unexpected
 from llmvisor.http.ids import Ids
@@ -34,6 +34,7 @@ _REQUEST_ID = re.compile(rf"[A-Za-z0-9._:/+=@,-]{{1,{limits.request_id_chars_max
 _HEADER_NAMES = re.compile(r"[A-Za-z0-9_,\s-]{0,2048}", re.ASCII)
 _EXPOSED = "X-Request-Id, X-LLMVISOR-Model, X-LLMVISOR-Cache, X-LLMVISOR-Queue-Ms, X-LLMVISOR-Load-Ms, Retry-After"
 _CLIENT_GONE = 499
+_LOGGED_PATH_CHARS_MAX = 200
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 _log = get_logger(__name__)
 
@@ -90,7 +91,11 @@ def _management() -> list[web.RouteDef]:
 
 
 def runner(app: web.Application) -> web.AppRunner:
-    """What binds the application's sites, every bound spelled out: aiohttp's own defaults are too generous."""
+    """What binds the application's sites, every bound spelled out: aiohttp's own defaults are too generous.
+
+    Raises `StartError` where aiohttp lacks its compiled parser.
+    """
+    check_parser()
     return FrontRunner(app, app[FRONT].settings)
 
 
@@ -201,7 +206,7 @@ async def _stamp(request: web.Request, response: web.StreamResponse) -> None:
 
 
 def _not_found(request: web.Request) -> NotFound:
-    return NotFound(f"there is nothing at {request.path[:200]}")
+    return NotFound(f"there is nothing at {request.path[:_LOGGED_PATH_CHARS_MAX]}")
 
 
 def _log_access(request: web.Request, status: int, seconds: float) -> None:
@@ -209,7 +214,7 @@ def _log_access(request: web.Request, status: int, seconds: float) -> None:
     log(
         "request",
         method=request.method,
-        path=request.path,
+        path=request.rel_url.raw_path[:_LOGGED_PATH_CHARS_MAX],  # still encoded: no line breaks in the log
         status=status,
         ms=round(seconds * 1000, 3),
         model=request.get(MODEL),

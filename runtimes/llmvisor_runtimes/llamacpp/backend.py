@@ -125,6 +125,4 @@ class LlamaCppBackend:
 
 def _check_length(text: str) -> None:
     if len(text) > limits.tokenize_text_bytes_max:
-        raise RequestError(
-            "invalid_value", f"the text is longer than {limits.tokenize_text_bytes_max} bytes", "prompt"
-        )
+        raise RequestError("invalid_value", f"the text is longer than {limits.tokenize_text_bytes_max} bytes", "prompt")

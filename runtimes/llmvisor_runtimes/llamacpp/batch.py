@@ -28,7 +28,9 @@ def compose(pending: Sequence[int], *, n_batch: int, prefill_tokens_max: int, tu
     """
     decoding = [place for place, count in enumerate(pending) if count == 1]
     prefilling = [place for place, count in enumerate(pending) if count > 1]
-    slices = [Slice(place, 1) for place in _rotated(decoding, turn)[:n_batch]]
+    if len(decoding) > n_batch:
+        decoding = _rotated(decoding, turn)[:n_batch]
+    slices = [Slice(place, 1) for place in decoding]
     room = n_batch - len(slices)
     if decoding:
         room = min(room, max(1, prefill_tokens_max))

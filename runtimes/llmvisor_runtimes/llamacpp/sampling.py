@@ -130,9 +130,7 @@ def _truncating_samplers(sampling: Sampling, seed: int) -> list:
     if sampling.min_p > 0:
         found.append(llama_cpp.llama_sampler_init_min_p(sampling.min_p, 1))
     if sampling.xtc_probability > 0 and sampling.xtc_threshold <= 0.5:
-        found.append(
-            llama_cpp.llama_sampler_init_xtc(sampling.xtc_probability, sampling.xtc_threshold, 1, seed)
-        )
+        found.append(llama_cpp.llama_sampler_init_xtc(sampling.xtc_probability, sampling.xtc_threshold, 1, seed))
     found.append(llama_cpp.llama_sampler_init_temp(sampling.temperature))
     return found
 

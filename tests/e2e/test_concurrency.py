@@ -1,0 +1,138 @@
+"""Sixteen requests decoded together by one worker: each gets what it would get alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import pytest
+from tests.support.daemon import Daemon, EventsClient, Json, mock_model, starter_model, stream, text_of
+from tests.support.leaks import no_leaks
+
+STREAMS = 16
+TOKENS = 24
+TOP = 20
+NOISE = 0.05
+"""See `test_sixteen_streams_of_a_real_model_differ_by_noise_alone`."""
+SUBJECTS = (
+    *("the sea", "a fox", "winter", "bread", "the moon", "a bridge", "iron", "music"),
+    *("rain", "a clock", "the desert", "glass", "a garden", "salt", "the wind", "a library"),
+)
+
+
+class Token(NamedTuple):
+    text: str
+    logprob: float
+    likely: dict[str, float]
+
+
+# -------------------------------------------------------------------------------------------------------------- mock
+
+
+@pytest.fixture(scope="module")
+def mock_daemon() -> Generator[Daemon]:
+    models = {"mock": mock_model(parallel=STREAMS, token_delay_ms=20)}
+    with no_leaks(), Daemon({"models": models}) as one:
+        yield one
+
+
+def test_sixteen_streams_of_the_mock_equal_each_alone(mock_daemon: Daemon) -> None:
+    """All sixteen are in the batch at the same time, and not a character strays."""
+    prompts = [f"Tell of {subject}." for subject in SUBJECTS]
+    busiest = 0
+
+    def read(prompt: str) -> str:
+        nonlocal busiest
+        with stream(mock_daemon, "mock", prompt, max_tokens=100) as client:
+            events = [client.next_event()]
+            busiest = max(busiest, mock_daemon.runtime("mock")["slots_busy"])
+            events.extend(client.events())
+        assert events[-1] == "[DONE]"
+        return text_of(events)
+
+    alone = [mock_daemon.complete("mock", prompt, max_tokens=100)[1]["choices"][0]["text"] for prompt in prompts[:4]]
+    with ThreadPoolExecutor(STREAMS) as pool:
+        together = list(pool.map(read, prompts))
+    assert together[:4] == alone
+    assert len(set(together)) == STREAMS
+    assert busiest == STREAMS
+
+
+# -------------------------------------------------------------------------------------------------------------- real
+
+
+@pytest.fixture(scope="module")
+def daemon() -> Generator[Daemon]:
+    # One thread: llama.cpp's threads wait for each other by spinning, which a busy machine makes very slow.
+    models = {"smol": starter_model(parallel=STREAMS, n_ctx=2048, n_threads=1)}
+    with no_leaks(), Daemon({"models": models}) as one:
+        yield one
+
+
+def ask(daemon: Daemon, subject: str) -> list[Token]:
+    """A streamed greedy answer, token by token."""
+    body: Json = {
+        "model": "smol",
+        "messages": [{"role": "user", "content": f"Write about {subject}."}],
+        "max_tokens": TOKENS,
+        "temperature": 0,
+        "logprobs": True,
+        "top_logprobs": TOP,
+        # Alone and together it is computed: what is compared is the batch, not the cache.
+        "cache_prompt": False,
+    }
+    client = EventsClient(daemon, "/v1/chat/completions", body)
+    try:
+        events = list(client.events())
+    finally:
+        client.close()
+    assert events[-1] == "[DONE]", events[-1]
+    chunks = [json.loads(event) for event in events[:-1]]
+    scored = [chunk["choices"][0]["logprobs"] for chunk in chunks if chunk["choices"]]
+    return [
+        Token(token["token"], token["logprob"], {top["token"]: top["logprob"] for top in token["top_logprobs"]})
+        for logprobs in scored
+        if logprobs
+        for token in logprobs["content"]
+    ]
+
+
+def noise_between(alone: list[Token], together: list[Token]) -> tuple[float, float | None]:
+    """The largest change of a chosen token's log-probability up to where the texts part, and how far apart the two
+    candidates were there (None: they never part). The gap is infinite where one is not even likely to the other."""
+    largest = 0.0
+    for mine, other in zip(alone, together, strict=False):
+        if mine.text != other.text:
+            missing = float("inf")
+            gaps = (
+                mine.logprob - mine.likely.get(other.text, -missing),
+                other.logprob - other.likely.get(mine.text, -missing),
+            )
+            return largest, max(gaps)
+        largest = max(largest, abs(mine.logprob - other.logprob))
+    assert len(alone) == len(together)
+    return largest, None
+
+
+@pytest.mark.model
+@pytest.mark.timeout(300)
+def test_sixteen_streams_of_a_real_model_differ_by_noise_alone(daemon: Daemon) -> None:
+    """1. Sixteen prompts run alone at temperature 0. 2. All at once. Result: each text is the same, or parts at a token
+    where its two candidates were as good as equally likely.
+
+    What float noise allows: a batch of another shape adds the same products in another order, and keys and values are
+    kept as 16-bit floats.
+    """
+    alone = [ask(daemon, subject) for subject in SUBJECTS]
+    with ThreadPoolExecutor(STREAMS) as pool:
+        together = list(pool.map(lambda subject: ask(daemon, subject), SUBJECTS))
+    assert all(len(tokens) == TOKENS for tokens in (*alone, *together))
+    assert len({tuple(token.text for token in tokens) for tokens in alone}) == STREAMS
+    found = [noise_between(one, other) for one, other in zip(alone, together, strict=True)]
+    print("largest change of a log-probability:", max(change for change, _ in found))
+    print("gaps where texts part:", [gap for _, gap in found if gap is not None])
+    for subject, (change, gap) in zip(SUBJECTS, found, strict=True):
+        assert change < NOISE, f"{subject}: a token's log-probability changed by {change:.3f}"
+        assert gap is None or gap < NOISE, f"{subject}: the texts part where the candidates are {gap:.3f} apart"
