@@ -8,9 +8,14 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
 from tests.support.http_front import CHAT, JSON_TYPE, Served, served
 
 from llmvisor import limits
+from llmvisor.errors import NotFound
+from llmvisor.http.guard import Guard
+from llmvisor.http.server import GUARD, guard
 from llmvisor.http.settings import HttpSettings
 
 BODY = json.dumps({"messages": [{"role": "user", "content": "hi"}]}).encode()
@@ -197,3 +202,35 @@ async def test_star_is_one_setting_without_credentials(tmp_path: Path) -> None:
         answer = await front.post(CHAT, json.loads(BODY), headers={"Origin": "https://app.example"})
         assert answer.headers["Access-Control-Allow-Origin"] == "*"
         assert "Access-Control-Allow-Credentials" not in answer.headers
+
+
+async def test_request_whose_client_has_gone_is_not_taken_for_the_owners() -> None:
+    """A page that sends and hangs up at once must not pass as the Unix socket: what cannot be told is refused."""
+    reached: list[str] = []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        reached.append(request.path)
+        return web.Response()
+
+    app = web.Application()
+    app[GUARD] = Guard.of(HttpSettings())
+    gone = make_mocked_request("POST", "/shutdown", headers={"Host": "127.0.0.1"}, app=app)
+    gone.protocol.transport = None
+    with pytest.raises(ConnectionResetError):
+        await guard(gone, handler)
+    unknown = make_mocked_request("POST", "/shutdown", headers={"Host": "127.0.0.1"}, app=app)
+    assert unknown.transport is not None
+    unknown.transport.get_extra_info = lambda name, default=None: None  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(NotFound):
+        await guard(unknown, handler)
+    assert reached == []
+
+
+async def test_pages_that_hang_up_at_once_change_nothing(front: Served) -> None:
+    """A hundred requests to stop the daemon, each cut off as soon as it is sent."""
+    for _ in range(100):
+        _, writer = await asyncio.open_connection("127.0.0.1", front.port)
+        writer.write(post("Host: evil.example", "Content-Type: text/plain", target="/shutdown"))
+        writer.transport.abort() if writer.transport.get_write_buffer_size() == 0 else writer.close()
+    assert (await front.chat()).status == 200
+    assert front.control.shutdowns == 0

@@ -126,6 +126,7 @@ async def test_connections_past_the_bound_are_refused_and_room_comes_back(tmp_pa
         with suppress(ConnectionError):
             assert await asyncio.wait_for(reader.read(), 5) == b""
         writer.close()
+        assert (await front.manage("GET", "/llm/status")).status == 200  # its owner gets in all the same
         for _, writer in held:
             writer.close()
 
@@ -151,3 +152,55 @@ async def test_slow_bodies_do_not_hold_up_others(tmp_path: Path) -> None:
         for _, writer in slow:
             writer.close()
         await eventually(lambda: front.service.running == 0)
+
+
+async def test_chunks_that_are_none_are_refused(tmp_path: Path) -> None:
+    """A body whose framing is broken is 400 as JSON, in one packet or in two, and the front goes on."""
+    async with served(tmp_path, settings=settings(body_seconds_max=5)) as front:
+        head = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+        for bad in (b"ZZ\r\n{}\r\n0\r\n\r\n", b"5\r\n{}\r\n0\r\n\r\n", b"-1\r\n\r\n", b"5;a\nb\r\nhello\r\n0\r\n\r\n"):
+            answer = await front.raw(head + bad)
+            assert b" 400 " in answer.splitlines()[0]
+            assert b'{"error":' in answer
+            reader, writer = await asyncio.open_connection("127.0.0.1", front.port)
+            writer.write(head)
+            await writer.drain()
+            assert (await front.get("/livez")).status == 200  # by now the head has been read
+            writer.write(bad)
+            assert b" 400 " in await asyncio.wait_for(reader.readline(), 5)
+            writer.close()
+        assert (await front.chat()).status == 200
+
+
+async def test_body_that_is_announced_first_is_asked_for(tmp_path: Path) -> None:
+    """`Expect: 100-continue`, as curl sends it before large bodies."""
+    async with served(tmp_path) as front:
+        reader, writer = await asyncio.open_connection("127.0.0.1", front.port)
+        writer.write(HEAD + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(BODY))
+        assert await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(BODY)
+        assert b" 200 " in await asyncio.wait_for(reader.readline(), 5)
+        writer.close()
+
+
+async def test_requests_on_one_connection_are_answered_in_order(tmp_path: Path) -> None:
+    """Two POSTs in one packet: two answers, the first one's first, each with its own id."""
+    async with served(tmp_path) as front:
+        sized = b"Content-Length: %d\r\n" % len(BODY)
+        requests = [
+            HEAD + sized + b"X-Request-Id: %b\r\n%b\r\n" % part + BODY
+            for part in ((b"a", b""), (b"b", b"Connection: close\r\n"))
+        ]
+        answer = await front.raw(b"".join(requests))
+        assert answer.count(b"HTTP/1.1 200 OK") == 2
+        assert answer.index(b"X-Request-Id: a") < answer.index(b"X-Request-Id: b")
+
+
+async def test_http_1_0_client_gets_a_stream_that_ends_with_the_connection(tmp_path: Path) -> None:
+    """No chunks, which it would not understand."""
+    body = BODY[:-1] + b', "stream": true}'
+    request = HEAD.replace(b"HTTP/1.1", b"HTTP/1.0") + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    async with served(tmp_path) as front:
+        answer = await front.raw(request)
+        assert b"chunked" not in answer.lower().partition(b"\r\n\r\n")[0]
+        assert answer.endswith(b"data: [DONE]\n\n")

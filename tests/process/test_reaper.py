@@ -205,14 +205,13 @@ async def test_stop_while_the_pipes_of_a_dead_worker_are_drained_changes_nothing
 ) -> None:
     """The crash came first, although its telling waits for a pipe that something else holds."""
     monkeypatch.setattr(limits, "pipe_drain_seconds_max", 1.0)
-    recorded = await start(tmp_path, "leave-child detached")
-    grandchild = int(await recorded.text())
-    await eventually(lambda: gone(recorded.pid))
-    await asyncio.sleep(0.1)  # for the loop to learn of it
+    recorded = await start(tmp_path, "leave-child and detached")
+    child, detached = map(int, (await recorded.text()).split())
+    await eventually(lambda: gone(child))  # the worker's end is known, and its group killed
     assert recorded.exits == []
     recorded.stop("kill", "too late")
     ended = await recorded.exit()
-    os.kill(grandchild, signal.SIGKILL)
+    os.kill(detached, signal.SIGKILL)
     assert (ended.code, ended.requested, ended.reason) == (0, False, None)
 
 

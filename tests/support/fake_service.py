@@ -197,6 +197,9 @@ class FakeService:
     def models(self) -> list[ModelStatus]:
         return self.statuses
 
+    def model(self, name: str) -> ModelStatus:
+        return next(status for status in self.statuses if status.name == name)
+
     def resolve(self, requested: str | None) -> str:
         """Name, id, alias or tier; absent takes the first model."""
         for status in self.statuses:

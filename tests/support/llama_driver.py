@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 
 from llmvisor_runtimes.llamacpp import LlamaCppBackend
+from llmvisor_runtimes.llamacpp.context import LlamaContext
 from llmvisor_runtimes.protocol import (
     Done,
     Failed,
@@ -122,12 +123,19 @@ class LlamaDriver:
         self.run()
         return self.outputs[id, 0]
 
+    @property
+    def context(self) -> LlamaContext:
+        """The context inside, for tests that make it fail."""
+        model = self.backend._model  # pyright: ignore[reportPrivateUsage]
+        assert model is not None
+        return model.context
+
     def close(self) -> None:
         self.backend.close()
 
 
 @contextmanager
-def llama_driver(path: Path, **options: object) -> Iterator[LlamaDriver]:
+def llama_driver(path: Path, **options: object) -> Generator[LlamaDriver]:
     """A driver of a model loaded with these `ModelOptions`, one thread unless they say otherwise."""
     driver = LlamaDriver(path, msgspec.convert({"n_ctx": 512, "n_threads": 1, **options}, ModelOptions))
     try:

@@ -68,10 +68,10 @@ def hang() -> NoReturn:
         time.sleep(NEVER_SECONDS)
 
 
-def start_child(*, detached: bool = False) -> None:
-    """Start a child that holds stdout, and tell its pid."""
-    process = subprocess.Popen(["sleep", str(NEVER_SECONDS)], start_new_session=detached)
-    say(str(process.pid))
+def start_children(*, detached: list[bool]) -> None:
+    """Start children that hold stdout, in the worker's group or out of it, and tell their pids."""
+    sleep = ["sleep", str(NEVER_SECONDS)]
+    say(" ".join(str(subprocess.Popen(sleep, start_new_session=out).pid) for out in detached))
 
 
 def serve_aloud(_: str) -> None:
@@ -134,12 +134,12 @@ def hang_with_traceback(_: str) -> None:
 
 
 def serve_with_child(_: str) -> None:
-    start_child()
+    start_children(detached=[False])
     serve()
 
 
 def exit_leaving_child(how: str) -> None:
-    start_child(detached=how == "detached")
+    start_children(detached={"": [False], "detached": [True], "and detached": [False, True]}[how])
     sys.exit(0)
 
 

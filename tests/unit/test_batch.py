@@ -32,7 +32,7 @@ def test_compose_takes_turns_where_not_everybody_has_room() -> None:
     counts = [0] * 8
     for turn in range(8):
         for piece in compose([1] * 8, n_batch=3, prefill_tokens_max=1, turn=turn):
-            counts[piece.place] += piece.count
+            counts[piece.place] += piece.length
     assert counts == [3] * 8
 
 
@@ -41,9 +41,9 @@ def test_compose_never_exceeds_what_there_is(pending: list[int], n_batch: int, p
     """Slices fit the batch, are parts of what is pending, name nobody twice, and something is done if anything is."""
     slices = compose(pending, n_batch=n_batch, prefill_tokens_max=prefill, turn=turn)
     places = [piece.place for piece in slices]
-    assert sum(piece.count for piece in slices) <= n_batch
+    assert sum(piece.length for piece in slices) <= n_batch
     assert len(set(places)) == len(places)
-    assert all(1 <= piece.count <= pending[piece.place] for piece in slices)
+    assert all(1 <= piece.length <= pending[piece.place] for piece in slices)
     assert bool(slices) == any(pending)
 
 
@@ -56,7 +56,7 @@ def test_compose_stalls_nobody_who_streams(pending: list[int], n_batch: int, pre
     assert len(served) == min(decoding, n_batch)
     assert slices[: len(served)] == served
     if decoding:
-        assert sum(piece.count for piece in slices[len(served) :]) <= prefill
+        assert sum(piece.length for piece in slices[len(served) :]) <= prefill
 
 
 @given(st.lists(st.integers(2, 300), min_size=1, max_size=20), st.integers(1, 20), st.integers(1, 50))
@@ -67,7 +67,7 @@ def test_compose_lets_every_prompt_end(prompts: list[int], n_batch: int, prefill
     while any(pending[1:]):
         for piece in compose(pending, n_batch=n_batch + 1, prefill_tokens_max=prefill, turn=steps):
             if piece.place:
-                pending[piece.place] -= piece.count
+                pending[piece.place] -= piece.length
         steps += 1
         # A prompt with one token left counts as decoding; then at least two tokens move in a step of two.
         assert steps <= 2 * sum(prompts) + len(prompts)

@@ -73,6 +73,7 @@ class FrontServer(web.Server):
         self._settings = settings
         self._behind: dict[FrontProtocol, _Behind] = {}
         self._sweeping = False
+        self._full = False
 
     def __call__(self) -> RequestHandler:
         settings = self._settings
@@ -96,8 +97,11 @@ class FrontServer(web.Server):
         _bound_send_buffer(transport)
         if not self._sweeping:
             self._arm()
-        if len(self._connections) > self._settings.connections_max:
-            _log.warning("too many connections: one refused", connections_max=self._settings.connections_max)
+        # The Unix socket stays open to those who manage the daemon.
+        if len(self._connections) > self._settings.connections_max and not is_unix(transport):
+            if not self._full:
+                _log.warning("too many connections: refusing more", connections_max=self._settings.connections_max)
+            self._full = True
             transport.abort()
 
     def _arm(self) -> None:
@@ -120,6 +124,7 @@ class FrontServer(web.Server):
                 _log.warning("a client takes nothing of its answer: connection ended", unsent_bytes=size)
                 transport.abort()
         self._behind = behind
+        self._full = len(self._connections) > self._settings.connections_max
         self._sweeping = False
         if self._connections:
             self._arm()
@@ -145,6 +150,11 @@ class FrontRunner(web.AppRunner):
 
     async def _make_server(self) -> web.Server:
         return FrontServer(await super()._make_server(), self._settings)
+
+
+def is_unix(transport: asyncio.BaseTransport) -> bool:
+    """Whether a connection came over the Unix socket. Where that cannot be told any more it did not."""
+    return isinstance(transport.get_extra_info("sockname"), str | bytes)
 
 
 def check_parser() -> None:

@@ -10,7 +10,7 @@ from aiohttp import web
 from llmvisor.clock import Clock
 from llmvisor.control.api import ModelStatus
 from llmvisor.control.control import Control
-from llmvisor.errors import ModelNotFound, UnsupportedOperation
+from llmvisor.errors import UnsupportedOperation
 from llmvisor.http.ids import Ids
 from llmvisor.http.settings import HttpSettings
 from llmvisor.services.service import Service
@@ -32,12 +32,12 @@ class Front:
 
     def model(self, requested: str | None, *, capability: str | None = None) -> ModelStatus:
         """The model that a request names; `capability` is what it has to be able to do, where that is known."""
-        name = self.resolve(requested)
-        for status in self.service.models():
-            if status.name == name:
-                _check_capability(status, capability)
-                return status
-        raise ModelNotFound(f"the model '{name}' does not exist", param="model")
+        status = self.service.model(self.resolve(requested))
+        # Capabilities are empty until a model's file has been read.
+        if capability and status.capabilities and capability not in status.capabilities:
+            able = ", ".join(status.capabilities)
+            raise UnsupportedOperation(f"the model '{status.id}' cannot do {capability}, only: {able}", param="model")
+        return status
 
     def unix_seconds(self) -> int:
         return int(self.clock.now().timestamp())
@@ -49,10 +49,3 @@ ORIGIN = web.RequestKey("origin", str)
 """The Origin that the answer may be read by, as it is put into `Access-Control-Allow-Origin`."""
 MODEL = web.RequestKey("model", str)
 """The model's name, for the access line."""
-
-
-def _check_capability(status: ModelStatus, capability: str | None) -> None:
-    # Capabilities are empty until a model's file has been read.
-    if capability and status.capabilities and capability not in status.capabilities:
-        able = ", ".join(status.capabilities)
-        raise UnsupportedOperation(f"the model '{status.id}' cannot do {capability}, only: {able}", param="model")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable
 
-import structlog
 from aiohttp import web
 
 from llmvisor import limits
@@ -15,7 +15,7 @@ from llmvisor.errors import BodyTooLarge, InvalidRequest, LlmvisorError, MethodN
 from llmvisor.http import feeds, health, management
 from llmvisor.http import guard as rules
 from llmvisor.http.answers import error_answer
-from llmvisor.http.connections import FrontRunner, check_parser
+from llmvisor.http.connections import FrontRunner, check_parser, is_unix
 from llmvisor.http.front import FRONT, MODEL, ORIGIN, REQUEST_ID, Front, Resolve
 from llmvisor.http.generation import unexpected
 from llmvisor.http.ids import Ids
@@ -24,6 +24,7 @@ from llmvisor.http.openai.completions import completions
 from llmvisor.http.openai.models import list_models, show_model
 from llmvisor.http.openai.tokenize import apply_template, detokenize, tokenize
 from llmvisor.http.settings import HttpSettings
+from llmvisor.lean_structlog import structlog
 from llmvisor.log import get_logger
 from llmvisor.services.service import Service
 
@@ -152,9 +153,10 @@ def _framework_answer(request: web.Request, error: web.HTTPException) -> web.Res
 async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Host, Origin and Content-Type, before anything of the body is read. Raises what is refused."""
     transport = request.transport
-    sockname = transport.get_extra_info("sockname") if transport is not None else None
-    tcp = isinstance(sockname, tuple)  # the Unix socket has a path, and no browsers
-    if tcp and (preflight := _check_tcp(request, str(sockname[0]))):  # pyright: ignore[reportUnknownArgumentType]
+    if transport is None:
+        raise ConnectionResetError("the client has gone, and with it what tells a page from an owner")
+    tcp = not is_unix(transport)  # no browser reaches the Unix socket
+    if tcp and (preflight := _check_tcp(request, transport)):
         return preflight
     has_body = request.method in _WITH_BODY and (tcp or request.body_exists)
     if has_body and request.match_info.http_exception is None:
@@ -163,8 +165,9 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     return await handler(request)
 
 
-def _check_tcp(request: web.Request, local_address: str) -> web.Response | None:
+def _check_tcp(request: web.Request, transport: asyncio.Transport) -> web.Response | None:
     """Raises what is refused; the answer to a preflight of an allowed origin."""
+    local_address = str((transport.get_extra_info("sockname") or ("",))[0])
     headers = request.headers
     checks = request.app[GUARD]
     checks.check_host(headers.getall("Host", []), request.host, local_address)

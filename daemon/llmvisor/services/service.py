@@ -92,6 +92,10 @@ class Service(Protocol):
         """All models, in the order of configuration."""
         ...
 
+    def model(self, name: str) -> ModelStatus:
+        """One model, asked for with every request. Raises `ModelNotFound`."""
+        ...
+
     def generate(self, model: str, generation: Generation) -> Stream:
         """Begin a generation; waits for nothing. Raises what can be told at once (`QueueFull`, `ShuttingDown`, …)."""
         ...

@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 
 class Slice(NamedTuple):
-    """The next `count` tokens of the sequence at `place` in what was composed from."""
+    """The next `length` tokens of the sequence at `place` in what was composed from."""
 
     place: int
-    count: int
+    length: int
 
 
 def compose(pending: Sequence[int], *, n_batch: int, prefill_tokens_max: int, turn: int) -> list[Slice]:
@@ -46,11 +46,12 @@ def divide(wants: Sequence[int], room: int) -> list[int]:
 
     Earlier ones get the odd token.
     """
-    shares = [0] * len(wants)
-    hungry = [place for place, want in enumerate(wants) if want > 0]
+    shares: list[int] = [0] * len(wants)
+    hungry: list[int] = [place for place, want in enumerate(wants) if want > 0]
     while room and hungry:
         part = room // len(hungry)
-        for place in hungry if part else hungry[:room]:
+        served = hungry if part else hungry[:room]
+        for place in served:
             given = min(wants[place] - shares[place], part or 1)
             shares[place] += given
             room -= given

@@ -71,7 +71,9 @@ class Choice:
         "tokens",
     )
 
-    def __init__(self, request: Request, index: int, *, age: int, n_ctx: int, sampler: Sampler, vocabulary: Vocabulary):
+    def __init__(
+        self, request: Request, index: int, *, age: int, n_ctx: int, sampler: Sampler, vocabulary: Vocabulary
+    ) -> None:
         generate = request.generate
         self.request = request
         self.index = index

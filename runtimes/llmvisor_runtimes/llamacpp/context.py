@@ -1,16 +1,15 @@
-# pyright: basic
-# ctypes structures and numpy views of C memory have no useful types.
 """llama.cpp's context: one batch that is filled in place, llama_decode, the logits, and the KV memory."""
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
-import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
+
+from llmvisor_runtimes.llamacpp.native import llama_cpp
 
 _libc = ctypes.CDLL(None)
 
@@ -33,7 +32,7 @@ class Part(NamedTuple):
 class LlamaContext:
     """One llama context. For one thread, except `abort`."""
 
-    def __init__(self, model: object, params: llama_cpp.llama_context_params, *, n_vocab: int) -> None:
+    def __init__(self, model: object, params: object, *, n_vocab: int) -> None:
         """Raises MemoryError where llama.cpp cannot make the context."""
         self.pointer = llama_cpp.llama_init_from_model(model, params)
         if not self.pointer:
@@ -73,8 +72,8 @@ class LlamaContext:
         pointer = llama_cpp.llama_get_logits(self.pointer)
         address = ctypes.cast(pointer, ctypes.c_void_p).value or 0
         if address != self._logits_at or rows > len(self._logits):
-            floats = ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float * (rows * self._n_vocab)))
-            self._logits = np.frombuffer(floats.contents, dtype=np.float32).reshape(rows, self._n_vocab)
+            floats = ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float))
+            self._logits = np.ctypeslib.as_array(floats, shape=(rows, self._n_vocab))
             self._logits_at = address
         return self._logits[:rows]
 
@@ -122,7 +121,7 @@ class LlamaContext:
             ("seq_id", self._sequence_pointers),
             ("logits", self._outputs),
         ):
-            kind = type(getattr(batch, name))
+            kind: Any = type(cast("object", getattr(batch, name)))
             setattr(batch, name, ctypes.cast(ctypes.c_void_p(array.ctypes.data), kind))
 
     def _install_abort(self) -> None:

@@ -27,17 +27,17 @@ from llmvisor_runtimes.protocol import Delta, Done, Failed, Generate, Phase, Rep
 
 
 class Feed(NamedTuple):
-    """The next `count` tokens of a choice, in the batch of this step."""
+    """The next `length` tokens of a choice, in the batch of this step."""
 
     choice: Choice
-    count: int
+    length: int
 
     @property
     def rows(self) -> int:
         """Rows of logits that the feed brings. To be read before its tokens count as computed."""
         if self.choice.scores:
-            return self.count
-        return int(self.count == self.choice.pending)
+            return self.length
+        return int(self.length == self.choice.pending)
 
 
 _AGE: Callable[[Choice], int] = attrgetter("age")
@@ -238,12 +238,12 @@ class Engine:
 
     def _compute(self) -> None:
         feeds = self._compose()
-        while feeds and not self._kv.make_room(sum(feed.count for feed in feeds)):
+        while feeds and not self._kv.make_room(sum(feed.length for feed in feeds)):
             self._preempt_one()
             feeds = self._compose()
         if not feeds:
             return
-        tokens = sum(feed.count for feed in feeds)
+        tokens = sum(feed.length for feed in feeds)
         self._phase = "prefill" if tokens > len(feeds) else "decode"
         now = time.perf_counter()
         for feed in feeds:
@@ -273,23 +273,23 @@ class Engine:
             prefill_tokens_max=self._pace.tokens(),
             turn=self._steps,
         )
-        return [Feed(active[piece.place], piece.count) for piece in slices]
+        return [Feed(active[piece.place], piece.length) for piece in slices]
 
     def _decode(self, feeds: list[Feed]) -> int:
         parts: list[Part] = []
         computing: dict[int, int] = {}
-        for choice, count in feeds:
+        for choice, length in feeds:
             start = choice.computed
             parts.append(
                 Part(
                     choice.sequence,
                     start,
-                    choice.tokens[start : start + count],
+                    choice.tokens[start : start + length],
                     every_logit=choice.scores,
-                    last_logit=count == choice.pending,
+                    last_logit=length == choice.pending,
                 )
             )
-            computing[choice.request.id] = computing.get(choice.request.id, 0) + count
+            computing[choice.request.id] = computing.get(choice.request.id, 0) + length
         self._computing = computing
         self._context.clear_abort()
         # A cancellation that came before the flag was cleared must not be lost.
@@ -302,12 +302,12 @@ class Engine:
         rows = [feed.rows for feed in feeds]
         logits = self._context.logits(sum(rows)) if any(rows) else None
         row = output = 0
-        for (choice, count), brought in zip(feeds, rows, strict=True):
+        for (choice, length), brought in zip(feeds, rows, strict=True):
             row += brought
-            output += count
+            output += length
             start = choice.computed
-            self._kv.extend(choice.sequence, choice.tokens[start : start + count])
-            choice.computed = start + count
+            self._kv.extend(choice.sequence, choice.tokens[start : start + length])
+            choice.computed = start + length
             if logits is None:
                 continue
             if choice.scores:
@@ -397,7 +397,7 @@ class Engine:
                 self._preempt_one()
             self._may_admit = True
             return
-        message = f"llama_decode failed with {status} for a batch of {sum(feed.count for feed in feeds)} tokens"
+        message = f"llama_decode failed with {status} for a batch of {sum(feed.length for feed in feeds)} tokens"
         print(message, file=sys.stderr, flush=True)
         for request in dict.fromkeys(choice.request for choice in choices):
             for choice in request.choices:

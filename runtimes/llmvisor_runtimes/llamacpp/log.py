@@ -1,5 +1,3 @@
-# pyright: basic
-# llama_cpp's callback types are not typed.
 """llama.cpp's own log: to stderr, and kept while a model loads, for the reason of a failure and the memory it names."""
 
 from __future__ import annotations
@@ -9,7 +7,7 @@ import sys
 from collections import deque
 from typing import ClassVar
 
-import llama_cpp
+from llmvisor_runtimes.llamacpp.native import llama_cpp
 
 _INFO, _WARN, _ERROR, _CONT = 2, 3, 4, 5  # of ggml.h; what llama_cpp._logger says is out of date
 _LINES_KEPT = 2_000

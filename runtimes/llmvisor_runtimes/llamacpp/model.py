@@ -1,5 +1,3 @@
-# pyright: basic
-# llama_cpp's structures are ctypes; what is read from them is typed here.
 """Loading a GGUF, and the facts about it."""
 
 from __future__ import annotations
@@ -11,14 +9,13 @@ import sys
 import time
 from pathlib import Path
 
-import llama_cpp
-
 from llmvisor_runtimes import limits
 from llmvisor_runtimes.backend import LoadError, LoadProgressCallback
 from llmvisor_runtimes.llamacpp.context import LlamaContext, Part
 from llmvisor_runtimes.llamacpp.cores import available_cores
 from llmvisor_runtimes.llamacpp.log import LlamaLog
-from llmvisor_runtimes.llamacpp.options import LlamaCppOptions, decode_options
+from llmvisor_runtimes.llamacpp.native import llama_cpp
+from llmvisor_runtimes.llamacpp.options import decode_options
 from llmvisor_runtimes.llamacpp.vocabulary import Vocabulary
 from llmvisor_runtimes.protocol import Load, Memory, ModelInfo, ModelOptions
 from llmvisor_runtimes.template import ChatTemplate

@@ -1,5 +1,3 @@
-# pyright: basic
-# llama_cpp's functions are typed for what ctypes returns, not for what they give.
 """How the next token is chosen: llama.cpp's chain, or less where less gives the same."""
 
 from __future__ import annotations
@@ -8,12 +6,12 @@ import ctypes
 import math
 from collections.abc import Sequence
 
-import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
 from llmvisor_runtimes.backend import RequestError
 from llmvisor_runtimes.llamacpp.context import LlamaContext
+from llmvisor_runtimes.llamacpp.native import llama_cpp
 from llmvisor_runtimes.llamacpp.vocabulary import Vocabulary
 from llmvisor_runtimes.protocol import Sampling, TokenLogprob, TopLogprob
 
@@ -94,9 +92,11 @@ def _chain(sampling: Sampling, seed: int, vocabulary: Vocabulary, n_ctx: int, bi
     return chain
 
 
-def _samplers(sampling: Sampling, seed: int, vocabulary: Vocabulary, n_ctx: int, biases: dict[int, float]) -> list:
+def _samplers(
+    sampling: Sampling, seed: int, vocabulary: Vocabulary, n_ctx: int, biases: dict[int, float]
+) -> list[object]:
     """llama.cpp's samplers in llama.cpp's order, without those that would change nothing."""
-    found: list = []
+    found: list[object] = []
     if biases:
         entries = (llama_cpp.llama_logit_bias * len(biases))(*biases.items())
         found.append(llama_cpp.llama_sampler_init_logit_bias(vocabulary.size, len(biases), entries))
@@ -119,8 +119,8 @@ def _samplers(sampling: Sampling, seed: int, vocabulary: Vocabulary, n_ctx: int,
     return found + _truncating_samplers(sampling, seed) + [llama_cpp.llama_sampler_init_dist(seed)]
 
 
-def _truncating_samplers(sampling: Sampling, seed: int) -> list:
-    found: list = []
+def _truncating_samplers(sampling: Sampling, seed: int) -> list[object]:
+    found: list[object] = []
     if sampling.top_k > 0:
         found.append(llama_cpp.llama_sampler_init_top_k(sampling.top_k))
     if sampling.typical_p < 1:
@@ -135,7 +135,7 @@ def _truncating_samplers(sampling: Sampling, seed: int) -> list:
     return found
 
 
-def _mirostat_samplers(sampling: Sampling, seed: int, vocabulary: Vocabulary) -> list:
+def _mirostat_samplers(sampling: Sampling, seed: int, vocabulary: Vocabulary) -> list[object]:
     tau, eta = sampling.mirostat_tau, sampling.mirostat_eta
     if sampling.mirostat == 1:
         chooser = llama_cpp.llama_sampler_init_mirostat(vocabulary.size, seed, tau, eta, _MIROSTAT_M)

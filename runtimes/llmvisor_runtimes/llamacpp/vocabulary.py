@@ -1,5 +1,3 @@
-# pyright: basic
-# llama_cpp's functions are typed for what ctypes returns, not for what they give.
 """Text to tokens and back. Thread-safe, as llama.cpp's vocabulary is."""
 
 from __future__ import annotations
@@ -7,9 +5,8 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 
-import llama_cpp
-
 from llmvisor_runtimes.backend import RequestError
+from llmvisor_runtimes.llamacpp.native import llama_cpp
 
 _NONE = -1
 
@@ -85,7 +82,7 @@ class Vocabulary:
 
     def check(self, tokens: Sequence[int], param: str = "tokens") -> None:
         """Raises `RequestError` where a token is none of this vocabulary."""
-        if tokens and not (0 <= min(tokens) and max(tokens) < self.size):
+        if tokens and (min(tokens) < 0 or max(tokens) >= self.size):
             wrong = next(token for token in tokens if not 0 <= token < self.size)
             raise RequestError("invalid_value", f"token {wrong} is not in the vocabulary of {self.size}", param)
 

@@ -1,0 +1,13 @@
+"""llama_cpp, the ctypes module, as this package uses it.
+
+Its annotations name what ctypes converts from and not what it gives, so they are set aside in this one place; what is
+read through it gets its type where it is read.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import llama_cpp as _llama_cpp
+
+llama_cpp: Any = _llama_cpp
