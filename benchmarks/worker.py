@@ -9,20 +9,18 @@ import subprocess
 import sys
 from collections.abc import AsyncGenerator
 
+from llmvisor_runtimes.framing import REPORT_DECODER, FrameReader, encode
 from llmvisor_runtimes.protocol import (
-    REPORT_DECODER,
     ChatMessage,
     ChatPrompt,
     Close,
     Command,
-    FrameReader,
     Generate,
     Load,
     Loaded,
     ModelOptions,
     Sampling,
     Step,
-    encode,
 )
 
 START_SECONDS_MAX = 30.0

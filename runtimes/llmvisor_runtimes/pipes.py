@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 from llmvisor_runtimes import limits, parent_death
-from llmvisor_runtimes.protocol import COMMAND_DECODER, Command, FrameReader, Report, Step, encode
+from llmvisor_runtimes.framing import COMMAND_DECODER, FrameReader, encode
+from llmvisor_runtimes.protocol import Command, Report, Step
 from llmvisor_runtimes.split import split_step
 
 

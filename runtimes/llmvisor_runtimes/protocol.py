@@ -1,8 +1,8 @@
 """The frames between the daemon and one worker: tagged Structs in length-prefixed MessagePack.
 
 A frame is a 4-byte little-endian length, then that many bytes of MessagePack holding one Struct. The daemon sends
-`Command`s, the worker sends `Report`s. Both sides decode through `FrameReader`, which turns every way in which bytes
-can be wrong into one `ProtocolViolation`.
+`Command`s, the worker sends `Report`s. `framing.py` cuts and decodes them, and turns every way in which bytes can be
+wrong into one `ProtocolViolation`.
 
 The order of a worker's life: `Hello`, then for one `Load` any `LoadProgress` and one `Loaded` or `LoadFailed`,
 then `Step`, `Failed`, `Tokens` and `Text` for the requests, with a `Tick` each second all along.
@@ -10,16 +10,11 @@ then `Step`, `Failed`, `Tokens` and `Text` for the requests, with a `Tick` each 
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterator
-from typing import Generic, Literal, TypeVar
+from typing import Literal
 
 import msgspec
 
-from llmvisor_runtimes import limits
-
 PROTOCOL_VERSION = 1
-T = TypeVar("T")
 
 Phase = Literal["start", "load", "idle", "prefill", "decode"]
 """What a worker's engine does at the moment. `prefill` and `decode` are busy: their step number has to move on."""
@@ -350,68 +345,3 @@ class Tick(Frame, frozen=True, tag="tick"):
 
 
 Report = Hello | LoadProgress | Loaded | LoadFailed | Step | Failed | Tokens | Text | Tick
-
-
-# ------------------------------------------------------------------------------------------------------- framing
-
-_LENGTH = struct.Struct("<I")
-_ENCODER = msgspec.msgpack.Encoder()
-COMMAND_DECODER: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
-REPORT_DECODER: msgspec.msgpack.Decoder[Report] = msgspec.msgpack.Decoder(Report)
-
-
-def encode(frame: Frame) -> bytes:
-    """A frame's bytes, length included.
-
-    Raises ValueError where the frame would be longer than `frame_bytes_max`.
-    """
-    buffer = bytearray(_LENGTH.size)
-    _ENCODER.encode_into(frame, buffer, _LENGTH.size)
-    length = len(buffer) - _LENGTH.size
-    if length > limits.frame_bytes_max:
-        raise ValueError(f"a frame of {length} bytes is over the bound of {limits.frame_bytes_max}")
-    _LENGTH.pack_into(buffer, 0, length)
-    return bytes(buffer)
-
-
-class FrameReader(Generic[T]):
-    """Cuts a byte stream into frames.
-
-    Feed it what a read gave; it yields each whole frame, decoded. Raises `ProtocolViolation` for anything that is no
-    frame, after which the stream cannot be trusted any more.
-    """
-
-    def __init__(self, decoder: msgspec.msgpack.Decoder[T]) -> None:
-        self._decoder = decoder
-        self._buffer = bytearray()
-
-    def feed(self, data: bytes) -> Iterator[T]:
-        """The frames that `data` completes."""
-        buffer = self._buffer
-        buffer += data
-        start = 0
-        try:
-            while len(buffer) - start >= _LENGTH.size:
-                (length,) = _LENGTH.unpack_from(buffer, start)
-                if length > limits.frame_bytes_max:
-                    raise ProtocolViolation(f"a frame of {length} bytes is over the bound of {limits.frame_bytes_max}")
-                end = start + _LENGTH.size + length
-                if len(buffer) < end:
-                    break
-                body = bytes(memoryview(buffer)[start + _LENGTH.size : end])
-                start = end
-                yield self._decode(body)
-        finally:
-            del buffer[:start]
-
-    def close(self) -> None:
-        """Say that the stream has ended; raises `ProtocolViolation` if it ended inside a frame."""
-        if self._buffer:
-            raise ProtocolViolation(f"the stream ended {len(self._buffer)} bytes into a frame")
-
-    def _decode(self, body: bytes) -> T:
-        # msgspec raises three unrelated families for malformed input.
-        try:
-            return self._decoder.decode(body)
-        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-            raise ProtocolViolation(f"a frame that does not decode: {error}") from error

@@ -123,7 +123,7 @@ async def test_broken_http_is_refused_as_json_and_the_front_goes_on(front: Serve
 async def test_strangers_are_refused_before_their_body_is_read(front: Served) -> None:
     """A megabyte is announced and never sent; the refusal comes all the same."""
     head = post(HOST, JSON, "Origin: http://evil.example", body=b"").replace(b"Length: 0", b"Length: 1000000")
-    reader, writer = await asyncio.open_connection("127.0.0.1", front.port)
+    reader, writer = await front.connect()
     writer.write(head)
     answer = await asyncio.wait_for(reader.readuntil(b"}}"), 5)
     writer.close()
@@ -229,7 +229,7 @@ async def test_request_whose_client_has_gone_is_not_taken_for_the_owners() -> No
 async def test_pages_that_hang_up_at_once_change_nothing(front: Served) -> None:
     """A hundred requests to stop the daemon, each cut off as soon as it is sent."""
     for _ in range(100):
-        _, writer = await asyncio.open_connection("127.0.0.1", front.port)
+        _, writer = await front.connect()
         writer.write(post("Host: evil.example", "Content-Type: text/plain", target="/shutdown"))
         writer.transport.abort() if writer.transport.get_write_buffer_size() == 0 else writer.close()
     assert (await front.chat()).status == 200

@@ -46,7 +46,7 @@ async def test_body_at_the_bound_is_read_and_past_it_refused(tmp_path: Path) -> 
 async def test_endless_chunks_are_refused_when_they_pass_the_bound(tmp_path: Path) -> None:
     """A body without an announced length is cut off at the bound, not collected."""
     async with served(tmp_path, settings=settings(max_body_bytes=10_000)) as front:
-        reader, writer = await asyncio.open_connection("127.0.0.1", front.port)
+        reader, writer = await front.connect()
         writer.write(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
         with suppress(ConnectionError):
             for _ in range(50):
@@ -67,7 +67,7 @@ async def test_body_that_never_comes_is_given_up(tmp_path: Path) -> None:
 async def test_body_that_drips_is_given_up(tmp_path: Path) -> None:
     """A byte now and then does not keep the deadline away."""
     async with served(tmp_path, settings=settings(body_seconds_max=0.4, body_bytes_per_second_min=1000)) as front:
-        reader, writer = await asyncio.open_connection("127.0.0.1", front.port)
+        reader, writer = await front.connect()
         writer.write(HEAD + b"Content-Length: 1000\r\n\r\n")
         begun = time.monotonic()
         answered = asyncio.ensure_future(reader.readline())
@@ -82,7 +82,7 @@ async def test_body_that_drips_is_given_up(tmp_path: Path) -> None:
 async def test_body_that_keeps_its_rate_is_read(tmp_path: Path) -> None:
     """A slow link that is fast enough gets more time than the bare deadline."""
     async with served(tmp_path, settings=settings(body_seconds_max=0.2, body_bytes_per_second_min=50)) as front:
-        reader, writer = await asyncio.open_connection("127.0.0.1", front.port)
+        reader, writer = await front.connect()
         writer.write(HEAD + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(BODY))
         for at in range(0, len(BODY), 10):
             writer.write(BODY[at : at + 10])
@@ -97,7 +97,7 @@ async def test_body_that_keeps_its_rate_is_read(tmp_path: Path) -> None:
 async def test_connection_that_says_nothing_is_closed(tmp_path: Path, sent: bytes) -> None:
     """Silence, a cut request line and half of the headers all end at the keep-alive deadline."""
     async with served(tmp_path, settings=settings(keepalive_seconds=0.4)) as front:
-        reader, writer = await asyncio.open_connection("127.0.0.1", front.port)
+        reader, writer = await front.connect()
         writer.write(sent)
         assert await asyncio.wait_for(reader.read(), 5) == b""
         writer.close()
@@ -106,7 +106,7 @@ async def test_connection_that_says_nothing_is_closed(tmp_path: Path, sent: byte
 async def test_idle_connection_is_closed_after_its_answer(tmp_path: Path) -> None:
     """A connection is kept for the next request, and not for ever."""
     async with served(tmp_path, settings=settings(keepalive_seconds=0.4)) as front:
-        reader, writer = await asyncio.open_connection("127.0.0.1", front.port)
+        reader, writer = await front.connect()
         for _ in range(2):
             writer.write(b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
             assert b'"ok"' in await asyncio.wait_for(reader.readuntil(b"}"), 5)
@@ -117,12 +117,12 @@ async def test_idle_connection_is_closed_after_its_answer(tmp_path: Path) -> Non
 async def test_connections_past_the_bound_are_refused_and_room_comes_back(tmp_path: Path) -> None:
     """As many as allowed are served, the next is closed, and one that leaves makes room."""
     async with served(tmp_path, settings=settings(connections_max=3)) as front:
-        held = [await asyncio.open_connection("127.0.0.1", front.port) for _ in range(3)]
+        held = [await front.connect() for _ in range(3)]
         request = b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
         for reader, writer in held:
             writer.write(request)
             assert b'"ok"' in await asyncio.wait_for(reader.readuntil(b"}"), 5)
-        reader, writer = await asyncio.open_connection("127.0.0.1", front.port)
+        reader, writer = await front.connect()
         with suppress(ConnectionError):
             assert await asyncio.wait_for(reader.read(), 5) == b""
         writer.close()
@@ -144,7 +144,7 @@ async def test_connections_past_the_bound_are_refused_and_room_comes_back(tmp_pa
 async def test_slow_bodies_do_not_hold_up_others(tmp_path: Path) -> None:
     """Two hundred half-sent bodies, and a chat is answered at once."""
     async with served(tmp_path, settings=settings(body_seconds_max=20)) as front:
-        slow = [await asyncio.open_connection("127.0.0.1", front.port) for _ in range(200)]
+        slow = [await front.connect() for _ in range(200)]
         for _, writer in slow:
             writer.write(HEAD + b"Content-Length: 1000\r\n\r\nx")
         answer = await asyncio.wait_for(front.chat(), 5)
@@ -162,7 +162,7 @@ async def test_chunks_that_are_none_are_refused(tmp_path: Path) -> None:
             answer = await front.raw(head + bad)
             assert b" 400 " in answer.splitlines()[0]
             assert b'{"error":' in answer
-            reader, writer = await asyncio.open_connection("127.0.0.1", front.port)
+            reader, writer = await front.connect()
             writer.write(head)
             await writer.drain()
             assert (await front.get("/livez")).status == 200  # by now the head has been read
@@ -175,7 +175,7 @@ async def test_chunks_that_are_none_are_refused(tmp_path: Path) -> None:
 async def test_body_that_is_announced_first_is_asked_for(tmp_path: Path) -> None:
     """`Expect: 100-continue`, as curl sends it before large bodies."""
     async with served(tmp_path) as front:
-        reader, writer = await asyncio.open_connection("127.0.0.1", front.port)
+        reader, writer = await front.connect()
         writer.write(HEAD + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(BODY))
         assert await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5) == b"HTTP/1.1 100 Continue\r\n\r\n"
         writer.write(BODY)

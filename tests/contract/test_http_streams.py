@@ -151,7 +151,7 @@ async def test_client_that_leaves_cancels_its_generation(tmp_path: Path, path: s
     """Before the first token, streaming or not, one prompt or several: nothing is generated for nobody."""
     service = FakeService(script=Script(gate=asyncio.Event()))
     async with served(tmp_path, service) as front:
-        _, writer = await asyncio.open_connection("127.0.0.1", front.port)
+        _, writer = await front.connect()
         writer.write(request_bytes(path, **fields))
         await eventually(lambda: service.running > 0)
         writer.transport.abort()
@@ -165,7 +165,7 @@ async def test_client_that_leaves_in_the_middle_cancels_its_generation(tmp_path:
     async with served(tmp_path, service) as front:
         with capture_logs() as lines:
             for _ in range(5):
-                reader, writer = await asyncio.open_connection("127.0.0.1", front.port)
+                reader, writer = await front.connect()
                 writer.write(request_bytes())
                 await reader.readuntil(b"world")
                 writer.close()
@@ -272,7 +272,7 @@ async def test_end_of_the_front_ends_streams_in_bounded_time(tmp_path: Path) -> 
     service = FakeService(script=Script(endless=True))
     loop = asyncio.get_running_loop()
     async with served(tmp_path, service, settings=SHORT) as front:
-        reader, writer = await asyncio.open_connection("127.0.0.1", front.port)
+        reader, writer = await front.connect()
         writer.write(request_bytes())
         await reader.readuntil(b"world")
         begun = loop.time()
@@ -295,7 +295,7 @@ async def test_streams_leave_nothing_behind(tmp_path: Path) -> None:
         assert (await front.chat(model="plain", stream=True)).events[-1] == "[DONE]"
         assert "error" in (await front.chat(model="bge", stream=True)).events[-1]
         stalled = await read_nothing(front)
-        _, writer = await asyncio.open_connection("127.0.0.1", front.port)
+        _, writer = await front.connect()
         writer.write(request_bytes())
         await eventually(lambda: service.running == 2)
         writer.close()

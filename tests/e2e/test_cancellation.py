@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import socket
 import time
 from collections.abc import Generator
@@ -46,10 +47,7 @@ def asking(daemon: Daemon, model: str, prompt: str = "hello", **fields: object) 
 
 def answered(client: socket.socket) -> bool:
     """Whether a byte of an answer has come."""
-    try:
-        return bool(client.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
-    except BlockingIOError:
-        return False
+    return bool(select.select([client], [], [], 0)[0])
 
 
 def seconds_until_free(daemon: Daemon, model: str) -> float:

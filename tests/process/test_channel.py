@@ -14,18 +14,8 @@ from tests.support.workers import start
 
 from llmvisor import limits
 from llmvisor.supervision.channel import Channel
-from llmvisor_runtimes.protocol import (
-    COMMAND_DECODER,
-    PROTOCOL_VERSION,
-    Cancel,
-    Command,
-    Detokenize,
-    FrameReader,
-    Hello,
-    Report,
-    Text,
-    encode,
-)
+from llmvisor_runtimes.framing import COMMAND_DECODER, FrameReader, encode
+from llmvisor_runtimes.protocol import PROTOCOL_VERSION, Cancel, Command, Detokenize, Hello, Report, Text
 
 pytestmark = [pytest.mark.both_loops, pytest.mark.usefixtures("leak_check")]
 

@@ -18,13 +18,9 @@ from tests.support.leaks import no_leaks
 from tests.support.polling import eventually_sync
 from tests.support.worker_client import Worker, WorkerEnded, load_of, text_request
 
+from llmvisor_runtimes.framing import encode
 from llmvisor_runtimes.malformed import SEEDS
-from llmvisor_runtimes.protocol import (
-    Close,
-    LoadProgress,
-    Step,
-    encode,
-)
+from llmvisor_runtimes.protocol import Close, LoadProgress, Step
 
 REPOSITORY = Path(__file__).parents[2]
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the promise rests on Linux's prctl or /proc")

@@ -17,7 +17,8 @@ from tests.support.workers import executable, start
 
 from llmvisor import limits
 from llmvisor.supervision.reaper import RUNGS, ProcessGroup, Reaper, Rung, WorkerExit
-from llmvisor_runtimes.protocol import Detokenize, Hello, Report, Step, Text, encode
+from llmvisor_runtimes.framing import encode
+from llmvisor_runtimes.protocol import Detokenize, Hello, Report, Step, Text
 
 pytestmark = [pytest.mark.both_loops, pytest.mark.usefixtures("leak_check")]
 

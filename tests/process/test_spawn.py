@@ -207,7 +207,7 @@ async def test_spawn_refused_by_the_kernel_is_retryable(
 async def test_cancelled_spawn_leaves_no_process(tmp_path: Path) -> None:
     """A start that is cancelled while it waits gives everything back."""
     with no_leaks(tmp_path / "run"):
-        spec = WorkerSpec(model="m", backend="mock", python=executable(tmp_path / "slow", "sleep 1000"))
+        spec = WorkerSpec(model="m", backend="mock", python=executable(tmp_path / "slow", "exec sleep 1000"))
         task = asyncio.ensure_future(spawn.spawn(spec, nonce=nonce()))
         await asyncio.sleep(0)
         task.cancel()

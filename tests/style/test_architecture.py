@@ -117,6 +117,7 @@ def test_daemon_imports_only_the_protocol_of_the_runtimes() -> None:
     """Nothing in the daemon depends on how a worker works: frames and their bounds are all it knows."""
     # The name of the group of entry points is what both sides find a backend by.
     allowed = (
+        "llmvisor_runtimes.framing",
         "llmvisor_runtimes.protocol",
         "llmvisor_runtimes.limits",
         "llmvisor_runtimes.backend.ENTRY_POINT_GROUP",

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,7 @@ class Served:
     unix: aiohttp.ClientSession
     service: FakeService = field(default_factory=FakeService)
     control: FakeControl = field(default_factory=FakeControl)
+    writers: list[asyncio.StreamWriter] = field(default_factory=list[asyncio.StreamWriter])
 
     @property
     def url(self) -> str:
@@ -83,12 +84,24 @@ class Served:
 
     async def raw(self, data: bytes) -> bytes:
         """What comes back for these bytes until the server closes; send `Connection: close`."""
+        reader, writer = await self.connect()
+        writer.write(data)
+        answer = await asyncio.wait_for(reader.read(), 10)
+        writer.close()
+        return answer
+
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection for bytes of the test's own; what it leaves open is closed at the end."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        try:
-            writer.write(data)
-            return await asyncio.wait_for(reader.read(), 10)
-        finally:
-            writer.close()
+        self.writers.append(writer)
+        return reader, writer
+
+    async def hang_up(self) -> None:
+        """Close every connection of `connect`."""
+        for writer in self.writers:
+            writer.transport.abort()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
 
     async def _ask(self, call: Any) -> Answer:
         async with call as response:
@@ -121,7 +134,11 @@ async def served(
         port: int = next(address[1] for address in front.addresses if not isinstance(address, str))
         unix = aiohttp.UnixConnector(path=str(socket_path))
         async with aiohttp.ClientSession() as tcp, aiohttp.ClientSession(connector=unix) as over_unix:
-            yield Served(port, socket_path, tcp, over_unix, service, control)
+            it = Served(port, socket_path, tcp, over_unix, service, control)
+            try:
+                yield it
+            finally:
+                await it.hang_up()
     finally:
         control.close()
         await front.cleanup()

@@ -15,17 +15,8 @@ import time
 from contextlib import suppress
 from typing import NoReturn
 
-from llmvisor_runtimes.protocol import (
-    COMMAND_DECODER,
-    PROTOCOL_VERSION,
-    Close,
-    Detokenize,
-    FrameReader,
-    Hello,
-    Text,
-    Tick,
-    encode,
-)
+from llmvisor_runtimes.framing import COMMAND_DECODER, FrameReader, encode
+from llmvisor_runtimes.protocol import PROTOCOL_VERSION, Close, Detokenize, Hello, Text, Tick
 
 HELLO = encode(Hello(PROTOCOL_VERSION, "scripted", "1", os.getpid()))
 TICK = encode(Tick(step=1, phase="idle", active=0, waiting=0, tokens=0, rss_bytes=1))

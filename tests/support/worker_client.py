@@ -16,13 +16,12 @@ from typing import Self, TypeVar
 
 import msgspec
 
+from llmvisor_runtimes.framing import REPORT_DECODER, FrameReader, encode
 from llmvisor_runtimes.protocol import (
-    REPORT_DECODER,
     Command,
     Delta,
     Done,
     Failed,
-    FrameReader,
     Generate,
     Hello,
     Load,
@@ -32,7 +31,6 @@ from llmvisor_runtimes.protocol import (
     Sampling,
     Step,
     TextPrompt,
-    encode,
 )
 
 DEADLINE_SECONDS = 20.0

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from llmvisor_runtimes.framing import REPORT_DECODER, FrameReader
 from llmvisor_runtimes.load_progress import LoadReporter
 from llmvisor_runtimes.pipes import Pipes
-from llmvisor_runtimes.protocol import REPORT_DECODER, FrameReader, LoadProgress, Report
+from llmvisor_runtimes.protocol import LoadProgress, Report
 
 
 class Reporting:

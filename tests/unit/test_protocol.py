@@ -12,10 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmvisor_runtimes import limits
+from llmvisor_runtimes.framing import COMMAND_DECODER, REPORT_DECODER, FrameReader, encode
 from llmvisor_runtimes.malformed import CUT, SEEDS
 from llmvisor_runtimes.protocol import (
-    COMMAND_DECODER,
-    REPORT_DECODER,
     ApplyTemplate,
     Cancel,
     ChatMessage,
@@ -26,7 +25,6 @@ from llmvisor_runtimes.protocol import (
     Detokenize,
     Done,
     Failed,
-    FrameReader,
     Generate,
     Hello,
     Load,
@@ -50,7 +48,6 @@ from llmvisor_runtimes.protocol import (
     TokenPrompt,
     Tokens,
     TopLogprob,
-    encode,
 )
 
 CHAT = ChatPrompt(

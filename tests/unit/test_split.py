@@ -7,17 +7,9 @@ import os
 import pytest
 
 from llmvisor_runtimes import limits
+from llmvisor_runtimes.framing import REPORT_DECODER, FrameReader
 from llmvisor_runtimes.pipes import Pipes
-from llmvisor_runtimes.protocol import (
-    REPORT_DECODER,
-    Delta,
-    Done,
-    FrameReader,
-    Report,
-    Step,
-    Text,
-    TokenLogprob,
-)
+from llmvisor_runtimes.protocol import Delta, Done, Report, Step, Text, TokenLogprob
 from llmvisor_runtimes.split import split_step
 
 DONE = Done(1, 10, 0, 0, 1.0, 1.0)

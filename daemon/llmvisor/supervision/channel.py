@@ -13,15 +13,8 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 
 from llmvisor import limits
-from llmvisor_runtimes.protocol import (
-    REPORT_DECODER,
-    Command,
-    FrameReader,
-    Hello,
-    ProtocolViolation,
-    Report,
-    encode,
-)
+from llmvisor_runtimes.framing import REPORT_DECODER, FrameReader, encode
+from llmvisor_runtimes.protocol import Command, Hello, ProtocolViolation, Report
 
 
 class Channel:
