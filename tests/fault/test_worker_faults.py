@@ -14,7 +14,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 import pytest
-from tests.support.daemon import Daemon, alive, mock_model, stream, text_of
+from tests.support.daemon import Daemon, Json, alive, mock_model, stream, text_of
 from tests.support.leaks import no_leaks
 from tests.support.polling import eventually_sync
 
@@ -142,6 +142,7 @@ def test_worker_that_breaks_the_protocol_is_replaced(daemon: Daemon, fault: str)
 def test_crash_loop_ends_unavailable_with_the_last_lines(daemon: Daemon) -> None:
     """A model that crashes at each load is given up after its budget; requests then fail at once and say why, and a
     restart by a person gives it the whole budget again."""
+    answer: Json = {}
     for _ in range(20):
         status, answer = daemon.complete("looping")
         assert status == 503
