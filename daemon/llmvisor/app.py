@@ -47,7 +47,8 @@ class App:
         self._supervisor = Supervisor(
             self._config, run_dir=self._socket_path.parent, clock=clock, publish=self._publish_runtime
         )
-        self._service = LocalService(self._supervisor, clock)
+        self._logs = logs
+        self._service = LocalService(self._supervisor)
         self._jobs = Jobs(
             runtime=self._service.runtime,
             publish=self._publish_job,
@@ -78,6 +79,7 @@ class App:
     async def run(self) -> None:
         """Serve until told to stop. Raises `StartError`."""
         config = self._config
+        self._handle_signals()
         async with AsyncExitStack() as stack:
             stack.enter_context(DaemonLock(self._socket_path.parent, socket_path=self._socket_path))
             self._supervisor.sweep()
@@ -86,7 +88,6 @@ class App:
             unix = open_unix(self._socket_path, mode=config.control.mode_bits, group=config.control.group)
             stack.callback(remove_stale_socket, self._socket_path)
             stack.callback(unix.close)
-            self._handle_signals()
             server = runner(self._web_app(tcp.getsockname()[0]))
             await server.setup()
             stack.push_async_callback(server.cleanup)
@@ -118,8 +119,10 @@ class App:
         await sites[0].stop()
         await self._supervisor.drain(seconds=seconds, hurry=self._hurry)
         await self._jobs.close()
-        self._events.close()
         _log.info("stopped")
+        # Else those who follow would hold up the end of the server.
+        self._events.close()
+        self._logs.hub.close()
 
     def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -184,7 +187,7 @@ class App:
     async def _end_when_idle(self) -> None:
         seconds = self._config.server.shutdown_timeout
         while seconds:
-            idle = self._clock.monotonic() - self._service.idle_since()
+            idle = self._clock.monotonic() - self._supervisor.idle_since
             if idle >= seconds:
                 _log.info("no request for a while: stopping", seconds=seconds)
                 self.stop()

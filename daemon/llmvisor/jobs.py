@@ -90,10 +90,9 @@ class Jobs:
 
     @contextmanager
     def watch(self, job_id: str) -> Generator[Subscription[Job]]:
-        """The job as it is, then every change; ends with the job. Raises `NotFound`."""
-        job = self.get(job_id)
+        """Every change from now on; ends with the job. Raises `NotFound`."""
+        self.get(job_id)
         with self._hubs[job_id].subscribe() as subscription:
-            subscription.put(job)
             yield subscription
 
     def cancel(self, job_id: str) -> Job:
@@ -147,8 +146,7 @@ class Jobs:
         try:
             await runtime.call(None)
         except asyncio.CancelledError:
-            if runtime.state is State.LOADING and runtime.in_flight == 0:
-                runtime.unload()
+            runtime.abandon_load()
             raise
 
     async def _unload(self, job_id: str, runtime: Runtime, params: JobParams) -> None:

@@ -34,7 +34,6 @@ template_kwargs_bytes_max = 16 * 1024
 # -- streams between worker and client
 stream_pause_deltas = 256
 """Deltas that wait for a slow client before its sequence is paused."""
-stream_resume_deltas = 64
 stream_deltas_max = 8192
 """A stream that still grows past this after the pause is cancelled."""
 
@@ -56,6 +55,8 @@ worker_oom_score_adj = 500
 daemon_oom_score_adj = -500
 
 # -- logs and events
+log_linger_seconds = 0.02
+"""A line is written this much later at most, together with those that came meanwhile."""
 log_lines_per_worker = 200
 """The last lines of a worker, kept for post-mortems."""
 log_line_bytes_max = 16 * 1024
@@ -160,3 +161,13 @@ gguf_array_kept_max = 1024
 """Elements of an array of numbers by layer."""
 gguf_read_bytes = 1024 * 1024
 """Read at once: all that a header of any size takes in memory, beside what is kept."""
+
+# -- what the scheduler decides
+suspend_gap_seconds = 30.0
+"""A deadline for idleness that is missed by more means that the machine slept."""
+watch_late_seconds = 1.0
+"""A look at a worker's progress that comes this late means that the daemon itself was held up."""
+loading_retry_seconds = 5.0
+"""What a client is told to wait whose model was still loading."""
+memory_retry_seconds = 10.0
+"""What a client is told to wait whose model had no room."""

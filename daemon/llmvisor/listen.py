@@ -26,9 +26,10 @@ def open_tcp(host: str, port: int) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # a UnicodeError is a label that is empty or too long
+        reason = error.strerror if isinstance(error, OSError) else str(error)
         raise StartError(
-            f"server.host {host!r} is no address: {error.strerror}", hint="set server.host", exit_code=EXIT_CONFIG
+            f"server.host {host!r} is no address: {reason}", hint="set server.host", exit_code=EXIT_CONFIG
         ) from error
     sock = socket.socket(family, kind, protocol)
     try:
@@ -74,6 +75,8 @@ def open_unix(path: Path, *, mode: int, group: str | None) -> socket.socket:
         sock.listen(limits.listen_backlog)
         sock.setblocking(False)
     except (OSError, KeyError) as error:
+        if sock.getsockname():
+            path.unlink(missing_ok=True)
         sock.close()
         reason = f"the group {group!r} does not exist" if isinstance(error, KeyError) else error.strerror
         raise StartError(
@@ -99,16 +102,18 @@ class PortFile:
 
     def __init__(self, path: Path | None, port: int) -> None:
         self._path = path
-        self._text = f"{port}\n"
+        self._content = b"%d\n" % port
 
     def __enter__(self) -> Self:
         if self._path is not None:
+            partial = self._path.with_name(f"{self._path.name}.partial")
             try:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                partial = self._path.with_name(f"{self._path.name}.partial")
-                partial.write_text(self._text, encoding="ascii")
+                partial.write_bytes(self._content)
                 partial.replace(self._path)
             except OSError as error:
+                with contextlib.suppress(OSError):
+                    partial.unlink()
                 raise StartError(
                     f"cannot write the port file {self._path}: {error.strerror}",
                     hint="set server.port_file, or start in a folder that you may write to",
@@ -120,7 +125,7 @@ class PortFile:
         # Another daemon may have written its own port there since.
         if self._path is not None:
             with contextlib.suppress(OSError):
-                if self._path.read_text(encoding="ascii") == self._text:
+                if self._path.read_bytes() == self._content:
                     self._path.unlink()
 
 

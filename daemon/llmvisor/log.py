@@ -216,7 +216,8 @@ class _Writer:
                 self.dropped += 1
                 return
             self._queue.append(record)
-            self._changed.notify()
+            if len(self._queue) == 1:
+                self._changed.notify()
 
     def stop(self) -> None:
         with self._changed:
@@ -241,8 +242,9 @@ class _Writer:
 
     def _take(self) -> list[LogRecord]:
         with self._changed:
-            while not self._queue and not self._stopping:
-                self._changed.wait()
+            self._changed.wait_for(lambda: self._queue or self._stopping)
+            # One wake-up for all that comes within a moment: each costs the loop its turn at the interpreter.
+            self._changed.wait_for(lambda: self._stopping, limits.log_linger_seconds)
             return [self._queue.popleft() for _ in range(min(len(self._queue), limits.log_batch_records_max))]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from llmvisor.config.tree import ModelConfig
-from llmvisor.models.gguf import GgufHeader, estimate_memory, read_header
+from llmvisor.models.gguf import GgufError, GgufHeader, estimate_memory, read_header
 
 
 class FileSignature(msgspec.Struct, frozen=True):
@@ -21,22 +21,26 @@ class FileSignature(msgspec.Struct, frozen=True):
 
 class Entry(msgspec.Struct, frozen=True):
     signature: FileSignature | None
-    header: GgufHeader
+    header: GgufHeader | None
+    """None for a file of another kind."""
 
 
 def file_signature(config: ModelConfig) -> FileSignature | None:
-    """The signature of a model's file; None where there is none."""
+    """The signature of a model's file; None where there is none. Blocks on the disk."""
     if config.path is None:
         return None
     try:
         status = Path(config.path).stat()
-    except OSError:
+    except (OSError, ValueError):  # a ValueError is a path with a null in it
         return None
     return FileSignature(status.st_size, status.st_mtime_ns)
 
 
 class Catalogue:
-    """The headers of the models' files, read once and again when a file has changed."""
+    """What the models' files say, read once and again when a file has changed.
+
+    Nothing here but `inspect` looks at a file, and it does so in a thread: a disk may take any time to answer.
+    """
 
     def __init__(self, models: Mapping[str, ModelConfig]) -> None:
         self._models = models
@@ -47,6 +51,11 @@ class Catalogue:
         entry = self._entries.get(name)
         return entry.header if entry is not None else None
 
+    def signature(self, name: str) -> FileSignature | None:
+        """The file's signature as last seen; None for models without a file, or not read yet."""
+        entry = self._entries.get(name)
+        return entry.signature if entry is not None else None
+
     def memory_estimated(self, name: str) -> int | None:
         """Bytes that the model will take, by arithmetic on its header."""
         header = self.header(name)
@@ -56,15 +65,20 @@ class Catalogue:
         memory = estimate_memory(header, n_ctx=config.n_ctx, n_batch=config.n_batch)
         return memory.weights_bytes + memory.kv_bytes + memory.compute_bytes
 
-    async def inspect(self, name: str) -> GgufHeader | None:
-        """Read the header of a model's file, if it is a GGUF, in a thread. Raises `GgufError`."""
+    async def inspect(self, name: str) -> None:
+        """Read a model's file again if it has changed. Raises `GgufError`."""
         config = self._models[name]
-        if config.backend != "llamacpp" or config.path is None:
-            return None
-        signature = file_signature(config)
-        entry = self._entries.get(name)
-        if entry is None or entry.signature != signature:
+        if config.path is None:
+            return
+        try:
+            self._entries[name] = await asyncio.to_thread(_look, config.path, config, self._entries.get(name))
+        except GgufError:
             self._entries.pop(name, None)
-            entry = Entry(signature, await asyncio.to_thread(read_header, Path(config.path)))
-            self._entries[name] = entry
-        return entry.header
+            raise
+
+
+def _look(path: str, config: ModelConfig, before: Entry | None) -> Entry:
+    signature = file_signature(config)
+    if before is not None and before.signature == signature:
+        return before
+    return Entry(signature, read_header(Path(path)) if config.backend == "llamacpp" else None)

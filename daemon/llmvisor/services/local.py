@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from llmvisor.clock import Clock
 from llmvisor.config.tree import ModelConfig
 from llmvisor.control.api import ModelStatus
 from llmvisor.errors import InternalError, ModelNotFound
-from llmvisor.models.catalogue import Catalogue, file_signature
+from llmvisor.models.catalogue import Catalogue
 from llmvisor.services.service import Generation, Stream
 from llmvisor.supervision.runtime import Runtime
 from llmvisor.supervision.supervisor import Supervisor
@@ -18,13 +17,9 @@ class LocalService:
 
     name = "local"
 
-    def __init__(self, supervisor: Supervisor, clock: Clock) -> None:
-        self._supervisor = supervisor
+    def __init__(self, supervisor: Supervisor) -> None:
         self._runtimes = supervisor.runtimes
         self._catalogue = supervisor.catalogue
-        self._clock = clock
-        self.last_request_at = clock.monotonic()
-        """When a request last came or ended, as far as `idle_since` saw it."""
 
     def runtime(self, model: str) -> Runtime:
         """Raises `ModelNotFound`."""
@@ -32,12 +27,6 @@ class LocalService:
         if runtime is None:
             raise ModelNotFound(f"the model '{model}' does not exist", param="model")
         return runtime
-
-    def idle_since(self) -> float:
-        """The monotonic time since when there was no request at all."""
-        if self._supervisor.in_flight:
-            self.last_request_at = self._clock.monotonic()
-        return self.last_request_at
 
     def models(self) -> list[ModelStatus]:
         return [self.model(name) for name in self._runtimes]
@@ -47,11 +36,9 @@ class LocalService:
         return model_status(runtime.config, runtime, self._catalogue)
 
     def generate(self, model: str, generation: Generation) -> Stream:
-        self.last_request_at = self._clock.monotonic()
         return self.runtime(model).generate(generation)
 
     async def tokenize(self, model: str, prompt: Prompt, *, add_special: bool, parse_special: bool) -> Tokens:
-        self.last_request_at = self._clock.monotonic()
         answer = await self.runtime(model).call(
             lambda call_id: Tokenize(call_id, prompt, add_special=add_special, parse_special=parse_special)
         )
@@ -60,11 +47,9 @@ class LocalService:
         return answer
 
     async def detokenize(self, model: str, tokens: list[int]) -> str:
-        self.last_request_at = self._clock.monotonic()
         return _text(await self.runtime(model).call(lambda call_id: Detokenize(call_id, tokens)))
 
     async def apply_template(self, model: str, prompt: ChatPrompt) -> str:
-        self.last_request_at = self._clock.monotonic()
         return _text(await self.runtime(model).call(lambda call_id: ApplyTemplate(call_id, prompt)))
 
 
@@ -82,7 +67,7 @@ def model_id(name: str, config: ModelConfig) -> str:
 def model_status(config: ModelConfig, runtime: Runtime, catalogue: Catalogue) -> ModelStatus:
     """All that is known of a model: configuration, then its file, then what the worker said."""
     name, info, header = runtime.name, runtime.info, catalogue.header(runtime.name)
-    signature = file_signature(config)
+    signature = catalogue.signature(runtime.name)
     runtime_status = runtime.status()
     return ModelStatus(
         id=model_id(name, config),

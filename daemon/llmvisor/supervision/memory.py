@@ -45,10 +45,9 @@ class MemoryBudget:
         available = self._available()
         if needed_bytes > min(left, available):
             raise InsufficientMemory(
-                f"{model} needs about {_gib(needed_bytes)}; {_gib(max(0, left))} is left of the limit of "
-                f"{_gib(self.limit_bytes)}, and {_gib(available)} is free on the machine; {self._holders()}",
+                f"it needs about {_size(needed_bytes)}; {_size(max(0, left))} is left of the limit of "
+                f"{_size(self.limit_bytes)}, and {_size(available)} is free on the machine; {self._holders()}",
                 hint="unload a model (`llmctl unload NAME`), lower its n_ctx, or raise memory.limit",
-                retry_after_seconds=10.0,
             )
         self._reserved[model] = needed_bytes
 
@@ -58,8 +57,8 @@ class MemoryBudget:
     def _holders(self) -> str:
         if not self._reserved:
             return "no model is loaded"
-        return "held by " + ", ".join(f"{name} ({_gib(size)})" for name, size in self._reserved.items())
+        return "held by " + ", ".join(f"{name} ({_size(size)})" for name, size in self._reserved.items())
 
 
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB"
+def _size(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 10 * 2**30 else f"{size / 2**20:,.0f} MiB"

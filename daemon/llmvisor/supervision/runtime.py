@@ -84,6 +84,8 @@ class Runtime:
         self._published_at = 0.0
         self._changed = asyncio.Event()
         self._ready_at = 0.0
+        self.active_at = setup.clock.monotonic()
+        """When a request last came or ended."""
 
     # ------------------------------------------------------------------------------------------------ what people ask
 
@@ -99,7 +101,7 @@ class Runtime:
             return generate_command(request_id, generation, self._sampling, self.config.max_tokens)
 
         stream = GenerationStream(request_id, command=command, send=self._send, leave=self._leave)
-        self._submit(stream, weight=generation.n, keep_alive_seconds=generation.keep_alive_seconds)
+        self._submit(stream, Ticket(request_id, generation.n, self._now(), generation.keep_alive_seconds))
         return stream
 
     async def call(self, command: Callable[[int], Command] | None) -> Tokens | Text | None:
@@ -109,12 +111,16 @@ class Runtime:
         """
         request_id = next(self._ids)
         call = Call(request_id, command=None if command is None else command(request_id), leave=self._leave)
-        self._submit(call, weight=0, keep_alive_seconds=None)
+        self._submit(call, Ticket(request_id, 0, self._now()))
         return await call.result()
 
     def load(self) -> None:
         """Load the model although no request wants it."""
         self._apply(self._scheduler.load_wanted(self._now()))
+
+    def abandon_load(self) -> None:
+        """Whoever waited for the load has gone; it ends where nobody else wants it."""
+        self._apply(self._scheduler.load_unwanted(self._now()))
 
     def unload(self, *, force: bool = False) -> None:
         self._apply(self._scheduler.unload_wanted(self._now(), force=force))
@@ -151,14 +157,13 @@ class Runtime:
 
     # ------------------------------------------------------------------------------------------------ requests
 
-    def _submit(self, request: Request, *, weight: int, keep_alive_seconds: float | None) -> None:
-        now = self._now()
+    def _submit(self, request: Request, ticket: Ticket) -> None:
         if self.state is State.FAILED and self._signature() != self._failed_signature:
             self._log.info("the model's file has changed; trying it again")
             self.reset()
-        self._requests.add(request, Arrival(now, self.state is State.READY))
-        ticket = Ticket(request.id, weight, now)
-        self._apply(self._scheduler.submit(ticket, keep_alive_seconds=keep_alive_seconds))
+        self.active_at = ticket.arrived
+        self._requests.add(request, Arrival(ticket.arrived, self.state is State.READY))
+        self._apply(self._scheduler.submit(ticket))
 
     def _grant(self, request_id: int) -> None:
         request, arrival = self._requests[request_id], self._requests.granted(request_id)
@@ -176,8 +181,12 @@ class Runtime:
             request.answer(None)
         self._end(request_id)
 
+    def _remove(self, request_id: int) -> Request | None:
+        self.active_at = self._now()
+        return self._requests.remove(request_id)
+
     def _end(self, request_id: int) -> None:
-        self._requests.remove(request_id)
+        self._remove(request_id)
         self._apply(self._scheduler.ended(request_id, self._now()))
 
     def _leave(self, request_id: int) -> None:
@@ -185,14 +194,14 @@ class Runtime:
         if request_id not in self._requests:
             return
         if self._requests.waits(request_id):
-            self._requests.remove(request_id)
+            self._remove(request_id)
             self._apply(self._scheduler.withdrawn(request_id, self._now()))
         elif self._requests.leave(request_id):
             # Its place is free only when the worker says that it has let go of it.
             self._send(Cancel(request_id))
 
     def _refuse(self, refusal: Refuse) -> None:
-        request = self._requests.remove(refusal.id)
+        request = self._remove(refusal.id)
         if request is not None:
             request.fail(refusal_error(self.name, refusal))
 
@@ -280,9 +289,12 @@ class Runtime:
                 self._worker.stop(self._stop_asked.rung, self._stop_asked.reason)
             self._set_timer()
         except InsufficientMemory as error:
-            self._apply(self._scheduler.denied(error.message, self._now()))
+            self._apply(self._scheduler.denied(str(error), self._now()))
         except ModelLoadFailed as error:
             self._gone(str(error), permanent=not error.retryable)
+        except Exception as error:  # noqa: BLE001 - no threads or descriptors left, or a bug: nobody waits for ever
+            self._log.error("the worker could not be started", exc_info=error)
+            self._gone(f"the worker could not be started: {error!r}")
 
     def _on_line(self, line: str) -> None:
         self._log.debug(line, source="worker")
@@ -310,8 +322,8 @@ class Runtime:
             case Step() | Failed() | Tokens() | Text():
                 self._route(report)
             case Tick():
-                self._facts.tick = report
-                if report.phase != "idle":
+                before, self._facts.tick = self._facts.tick, report
+                if report.phase != "idle" or (before is not None and before.phase != "idle"):
                     self._publish()
             case LoadProgress():
                 self._facts.progress = report

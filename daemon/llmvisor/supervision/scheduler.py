@@ -16,11 +16,9 @@ from typing import Literal
 
 import msgspec
 
+from llmvisor import limits
 from llmvisor.supervision.restart import RestartPolicy
 from llmvisor.supervision.state import Event, State, next_state
-
-SUSPEND_GAP_SECONDS = 30.0
-"""An idle deadline missed by more means that the machine slept: the time asleep was no idleness of the model's."""
 
 RefusalKind = Literal[
     "queue_full",
@@ -39,6 +37,8 @@ class Ticket(msgspec.Struct, frozen=True):
     id: int
     weight: int
     arrived: float
+    keep_alive_seconds: float | None = None
+    """How long the worker that runs it is to stay after that; None leaves what is set."""
 
 
 class StartWorker(msgspec.Struct, frozen=True):
@@ -79,6 +79,9 @@ class SchedulerSettings(msgspec.Struct, frozen=True):
     """What the configuration says of one model's scheduling, in seconds and requests."""
 
     queue_limit: int
+    """Requests that wait beside those that run."""
+    parallel: int
+    """Sequences that are going to run together, where no worker has said yet."""
     load_timeout_seconds: float
     idle_timeout_seconds: float
     """0 = never unloaded for idleness."""
@@ -131,17 +134,15 @@ class Scheduler:
 
     # ------------------------------------------------------------------------------------------------ events: requests
 
-    def submit(self, ticket: Ticket, *, keep_alive_seconds: float | None = None) -> list[Effect]:
+    def submit(self, ticket: Ticket) -> list[Effect]:
         """A request has come."""
         if self._closing:
             self._refuse(ticket, "shutting_down", "the server is shutting down")
         elif self.state is State.FAILED:
             self._refuse(ticket, "model_unavailable", self.error or "the model is unavailable")
-        elif len(self._waiting) >= self.settings.queue_limit and not self._fits_at_once(ticket):
+        elif self._queue_is_full() and not self._fits_at_once(ticket):
             self._refuse(ticket, "queue_full", f"{len(self._waiting)} requests wait for this model already")
         else:
-            if keep_alive_seconds is not None:
-                self._keep_alive_seconds = keep_alive_seconds
             self._waiting.append(ticket)
             self._want_load(ticket.arrived)
             self._pump(ticket.arrived)
@@ -176,7 +177,9 @@ class Scheduler:
         """There is no room for the model; no worker was started."""
         self._move(Event.DENIED)
         self.error = reason
-        self._refuse_waiting("insufficient_memory", reason)
+        # Who asks again gets another try; without one it would be denied over and over.
+        self._load_again = False
+        self._refuse_waiting("insufficient_memory", reason, retry_after_seconds=limits.memory_retry_seconds)
         self._settle(now)
         return self._take()
 
@@ -199,9 +202,12 @@ class Scheduler:
             self._crashed(reason, now, permanent=permanent)
         self._slots = 0
         self._ready_since = None
+        self._keep_alive_seconds = None
         self.idle_deadline = None
-        for ticket_id in list(self._running):
-            self._effects.append(Refuse(ticket_id, "runtime_crashed", reason, retry_after_seconds=1.0))
+        for ticket_id in self._running:
+            self._effects.append(
+                Refuse(ticket_id, "runtime_crashed", reason, retry_after_seconds=limits.retry_after_seconds)
+            )
         self._running.clear()
         self._settle(now)
         return self._take()
@@ -212,6 +218,12 @@ class Scheduler:
         """Somebody wants the model loaded without a request (preload)."""
         self._load_again = self.state not in {State.READY, State.FAILED}
         self._want_load(now)
+        return self._take()
+
+    def load_unwanted(self, now: float) -> list[Effect]:
+        """Somebody who waited for the load has gone: it ends, unless a request or the configuration wants it too."""
+        if self.state is State.LOADING and not self._waiting and not self._load_again:
+            return self.unload_wanted(now)
         return self._take()
 
     def unload_wanted(self, now: float, *, force: bool = False) -> list[Effect]:
@@ -253,7 +265,8 @@ class Scheduler:
             self.backoff_until = None
             self._move(Event.BACKOFF_ELAPSED)
         if self.idle_deadline is not None and now >= self.idle_deadline:
-            if now - self.idle_deadline > SUSPEND_GAP_SECONDS:
+            if now - self.idle_deadline > limits.suspend_gap_seconds:
+                # The machine slept, and that was no idleness of the model's.
                 self._arm_idle(now)
             else:
                 self.idle_deadline = None
@@ -262,7 +275,7 @@ class Scheduler:
             for ticket in [t for t in self._waiting if now >= self._load_deadline(t)]:
                 self._waiting.remove(ticket)
                 waited = f"the model is still loading after {self.settings.load_timeout_seconds:g} s"
-                self._refuse(ticket, "model_loading", waited, retry_after_seconds=5.0)
+                self._refuse(ticket, "model_loading", waited, retry_after_seconds=limits.loading_retry_seconds)
         self._settle(now)
         return self._take()
 
@@ -290,18 +303,17 @@ class Scheduler:
         if self.state is State.DRAINING and not self._running:
             self._move(Event.DRAINED)
             self._effects.append(StopWorker("close", "unloaded"))
-        if self.state is State.STOPPED:
-            if self._closing:
-                self._move(Event.SHUTDOWN)
-            elif self._waiting or self._load_again:
-                self._want_load(now)
+        if self._closing and self.state in {State.STOPPED, State.FAILED}:
+            self._move(Event.SHUTDOWN)
+        elif self.state is State.STOPPED and (self._waiting or self._load_again):
+            self._want_load(now)
         self._pump(now)
 
     def _pump(self, now: float) -> None:
         """Grant what fits, in order, and watch for idleness."""
         if self.state is State.DRAINING and not self._running:
             self._settle(now)
-        if self.state is not State.READY or self._doomed is not None:
+        if not self._serves():
             self.idle_deadline = None
             return
         for ticket in [ticket for ticket in self._waiting if ticket.weight == 0]:
@@ -316,14 +328,24 @@ class Scheduler:
 
     def _grant(self, ticket: Ticket) -> None:
         self._running[ticket.id] = min(ticket.weight, self._slots)
+        if ticket.keep_alive_seconds is not None:
+            self._keep_alive_seconds = ticket.keep_alive_seconds
         self._effects.append(Grant(ticket.id))
+
+    def _serves(self) -> bool:
+        return self.state is State.READY and self._doomed is None
 
     def _fits(self, ticket: Ticket) -> bool:
         busy = self.slots_busy
         return busy == 0 or busy + min(ticket.weight, self._slots) <= self._slots
 
     def _fits_at_once(self, ticket: Ticket) -> bool:
-        return self.state is State.READY and not self._waiting and self._fits(ticket)
+        return self._serves() and (ticket.weight == 0 or (not self._waiting and self._fits(ticket)))
+
+    def _queue_is_full(self) -> bool:
+        """Before a worker serves, those that will run at once when it does wait here as well."""
+        room = self.settings.queue_limit + (0 if self._serves() else self.settings.parallel)
+        return len(self._waiting) >= room
 
     def _arm_idle(self, now: float) -> None:
         """A keep-alive of 0 unloads at once; a negative one, or an idle timeout of 0, never."""
@@ -370,8 +392,8 @@ class Scheduler:
     ) -> None:
         self._effects.append(Refuse(ticket.id, kind, reason, retry_after_seconds))
 
-    def _refuse_waiting(self, kind: RefusalKind, reason: str) -> None:
+    def _refuse_waiting(self, kind: RefusalKind, reason: str, *, retry_after_seconds: float | None = None) -> None:
         waiting: Iterable[Ticket] = self._waiting
         self._waiting = deque()
         for ticket in waiting:
-            self._refuse(ticket, kind, reason)
+            self._refuse(ticket, kind, reason, retry_after_seconds=retry_after_seconds)

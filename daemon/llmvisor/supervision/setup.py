@@ -51,6 +51,7 @@ def make_scheduler(config: ModelConfig, random: Callable[[], float]) -> Schedule
     """The scheduler of a model that is configured so."""
     settings = SchedulerSettings(
         queue_limit=config.queue_limit,
+        parallel=config.parallel,
         load_timeout_seconds=config.load_timeout,
         idle_timeout_seconds=config.idle_timeout,
         keep_loaded=config.preload or config.pinned,

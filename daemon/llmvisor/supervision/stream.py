@@ -182,3 +182,5 @@ class Call:
         finally:
             if self._answer.cancelled():
                 self._leave(self.id)
+            elif self._answer.done():
+                self._answer.exception()  # seen, also where whoever asked was cancelled just before

@@ -38,6 +38,8 @@ class Supervisor:
         self._config = config
         self._run_dir = run_dir
         self._publish = publish
+        self._clock = clock
+        self._started_at = clock.monotonic()
         self.memory = MemoryBudget(config.memory.limit_bytes(machine_memory_bytes()), available=available_memory_bytes)
         self.catalogue = Catalogue(config.models)
         setup = RuntimeSetup(
@@ -60,6 +62,13 @@ class Supervisor:
     def in_flight(self) -> int:
         """Requests that wait or run, over all models."""
         return sum(runtime.in_flight for runtime in self.runtimes.values())
+
+    @property
+    def idle_since(self) -> float:
+        """The monotonic time since when there was no request at all; now, while there is one."""
+        if self.in_flight:
+            return self._clock.monotonic()
+        return max((runtime.active_at for runtime in self.runtimes.values()), default=self._started_at)
 
     def sweep(self) -> None:
         """Kill what a daemon that was killed left behind. Only for the holder of the lock."""

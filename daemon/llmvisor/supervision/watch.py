@@ -6,10 +6,8 @@ it is idle its ticks have to come. One that is stopped, or that hangs in native 
 
 from __future__ import annotations
 
+from llmvisor import limits
 from llmvisor_runtimes.protocol import Phase, Report, Tick
-
-LATE_SECONDS = 1.0
-"""A check this late means that the daemon itself was held up: what the worker sent meanwhile is read first."""
 
 
 class ProgressWatch:
@@ -38,8 +36,9 @@ class ProgressWatch:
         late = now - self.deadline()
         if late < 0:
             return None
-        if late > LATE_SECONDS:
-            self._moved = now - self._stall_seconds + LATE_SECONDS
+        if late > limits.watch_late_seconds:
+            # The daemon itself was held up: what the worker sent meanwhile is read first.
+            self._moved = now - self._stall_seconds + limits.watch_late_seconds
             return None
         phase, step = self._seen
         return f"no progress for {self._stall_seconds:g} s (phase {phase}, step {step})"

@@ -42,40 +42,41 @@ class LlamaContext:
         self._memory = llama_cpp.llama_get_memory(self.pointer)
         self._n_vocab = n_vocab
         self._allocate(self.n_batch)
-        self._logits_at = 0
+        # llama_cpp's own gives a pointer object; the number is enough.
+        address_of = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)
+        self._get_logits = address_of(ctypes.cast(llama_cpp.llama_get_logits, ctypes.c_void_p).value or 0)
+        self._logits_at: int | None = 0
         self._logits: NDArray[np.float32] = np.empty((0, n_vocab), dtype=np.float32)
         self._install_abort()
 
     def decode(self, parts: Sequence[Part]) -> int:
         """Compute the parts as one batch; `DECODED`, `NO_ROOM`, `ABORTED` or llama.cpp's error number."""
-        tokens: list[int] = []
-        positions: list[int] = []
-        sequences: list[int] = []
-        outputs: list[int] = []
-        for part in parts:
-            count = len(part.tokens)
-            tokens += part.tokens
-            positions += range(part.position, part.position + count)
-            sequences += [part.sequence] * count
-            outputs += [int(part.every_logit)] * (count - 1)
-            outputs.append(int(part.last_logit or part.every_logit))
-        total = len(tokens)
-        self._tokens[:total] = tokens
-        self._positions[:total] = positions
-        self._sequences[:total] = sequences
-        self._outputs[:total] = outputs
-        self._batch.n_tokens = total
+        start = 0
+        for sequence, position, tokens, every_logit, last_logit in parts:
+            count = len(tokens)
+            end = start + count
+            if count == 1:
+                self._tokens[start] = tokens[0]
+                self._positions[start] = position
+                self._sequences[start] = sequence
+            else:
+                self._tokens[start:end] = tokens
+                self._positions[start:end] = range(position, position + count)
+                self._sequences[start:end] = [sequence] * count
+                self._outputs[start:end] = [every_logit] * count
+            self._outputs[end - 1] = every_logit or last_logit
+            start = end
+        self._batch.n_tokens = start
         return llama_cpp.llama_decode(self.pointer, self._batch)
 
     def logits(self, rows: int) -> NDArray[np.float32]:
         """The logits of the last decode, one row for each output in the order of the batch. Valid until the next."""
-        pointer = llama_cpp.llama_get_logits(self.pointer)
-        address = ctypes.cast(pointer, ctypes.c_void_p).value or 0
+        address = self._get_logits(self.pointer)
         if address != self._logits_at or rows > len(self._logits):
-            floats = ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float))
+            floats = ctypes.cast(ctypes.c_void_p(address), ctypes.POINTER(ctypes.c_float))
             self._logits = np.ctypeslib.as_array(floats, shape=(rows, self._n_vocab))
             self._logits_at = address
-        return self._logits[:rows]
+        return self._logits
 
     def abort(self) -> None:
         """Have the decode under way come back with `ABORTED`. From any thread."""
@@ -84,10 +85,6 @@ class LlamaContext:
     def clear_abort(self) -> None:
         """Let the next decode run."""
         self._abort_flag[0] = b"\x00"
-
-    @property
-    def aborting(self) -> bool:
-        return self._abort_flag[0] != b"\x00"
 
     def remove(self, sequence: int, start: int) -> None:
         llama_cpp.llama_memory_seq_rm(self._memory, sequence, start, -1)
@@ -105,24 +102,25 @@ class LlamaContext:
             self.pointer = None
 
     def _allocate(self, n_batch: int) -> None:
-        # The batch's arrays are ours: numpy writes a whole step into them at once.
-        self._tokens = np.zeros(n_batch, dtype=np.int32)
-        self._positions = np.zeros(n_batch, dtype=np.int32)
-        self._sequences = np.zeros(n_batch, dtype=np.int32)
-        self._outputs = np.zeros(n_batch, dtype=np.int8)
-        self._sequence_counts = np.ones(n_batch, dtype=np.int32)
-        itemsize = self._sequences.itemsize
-        self._sequence_pointers = self._sequences.ctypes.data + itemsize * np.arange(n_batch, dtype=np.uintp)
+        # The batch's arrays are ours, and plain ctypes: between two decodes everything is out of the processor's
+        # caches, and numpy's way to set four numbers is a long one.
+        integers = ctypes.c_int32 * n_batch
+        self._tokens, self._positions, self._sequences = integers(), integers(), integers()
+        self._sequence_counts = integers(*[1] * n_batch)
+        self._outputs = (ctypes.c_int8 * n_batch)()
+        base, size = ctypes.addressof(self._sequences), ctypes.sizeof(ctypes.c_int32)
+        self._sequence_pointers = (ctypes.c_size_t * n_batch)(*range(base, base + n_batch * size, size))
         batch = self._batch = llama_cpp.llama_batch()
-        for name, array in (
-            ("token", self._tokens),
-            ("pos", self._positions),
-            ("n_seq_id", self._sequence_counts),
-            ("seq_id", self._sequence_pointers),
-            ("logits", self._outputs),
-        ):
+        arrays: dict[str, object] = {
+            "token": self._tokens,
+            "pos": self._positions,
+            "n_seq_id": self._sequence_counts,
+            "seq_id": self._sequence_pointers,
+            "logits": self._outputs,
+        }
+        for name, array in arrays.items():
             kind: Any = type(cast("object", getattr(batch, name)))
-            setattr(batch, name, ctypes.cast(ctypes.c_void_p(array.ctypes.data), kind))
+            setattr(batch, name, ctypes.cast(cast("Any", array), kind))
 
     def _install_abort(self) -> None:
         # llama.cpp asks between the nodes of its graph. `strlen` of a buffer answers without Python: no lock is taken,

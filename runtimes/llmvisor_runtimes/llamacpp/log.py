@@ -11,6 +11,8 @@ from llmvisor_runtimes.llamacpp.native import llama_cpp
 
 _INFO, _WARN, _ERROR, _CONT = 2, 3, 4, 5  # of ggml.h; what llama_cpp._logger says is out of date
 _LINES_KEPT = 2_000
+_EXPECTED = b"removing memory module entries"
+"""Said whenever a prefill is aborted, as a warning."""
 _BUFFER = re.compile(r"(KV|RS|compute) buffer size\s*=\s*([0-9.]+) MiB")
 
 
@@ -23,8 +25,6 @@ class LlamaLog:
     def __init__(self) -> None:
         self.loading = True
         """Lines are kept and everything from `info` on is shown; afterwards only warnings and errors are shown."""
-        self.muted = False
-        """Show nothing: what is going to be said is expected."""
         self._level = _INFO
         self._lines: deque[tuple[int, str]] = deque(maxlen=_LINES_KEPT)
         self._callback = llama_cpp.llama_log_callback(self._write)
@@ -54,6 +54,6 @@ class LlamaLog:
         if self.loading:
             self._lines.append((self._level, text.decode("utf-8", "replace")))
         shown = {_WARN, _ERROR, _INFO} if self.loading else {_WARN, _ERROR}
-        if self._level in shown and not self.muted:
+        if self._level in shown and _EXPECTED not in text:
             sys.stderr.write(text.decode("utf-8", "replace"))
             sys.stderr.flush()
