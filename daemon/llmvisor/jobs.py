@@ -71,6 +71,8 @@ class Jobs:
         self._hubs[job.id] = Hub(limits.subscriber_queue_events_max)
         self._forget_old()
         self._publish(job)
+        if request.type == "unload":
+            self._cancel_loads(request.params.model)
         work = self._load if request.type == "load" else self._unload
         task = asyncio.get_running_loop().create_task(work(job.id, runtime, request.params), name=f"job {job.id}")
         task.add_done_callback(functools.partial(self._ended, job.id))
@@ -177,6 +179,12 @@ class Jobs:
         self._hubs[job_id].publish(job)
         self._publish(job)
         return job
+
+    def _cancel_loads(self, model: str) -> None:
+        """Else the load would go on waiting, and the model be loaded again behind the unload."""
+        for job in list(self._jobs.values()):
+            if job.type == "load" and job.state == "running" and job.params.model == model:
+                self.cancel(job.id)
 
     def _same_work(self, request: JobRequest) -> Job | None:
         for job in self._jobs.values():

@@ -263,8 +263,11 @@ def test_model_that_exceeds_memory_is_refused_and_told_what_holds_it(folder: Pat
         print(answer)
         error = answer["error"]
         assert (status, error["type"], error["code"]) == (503, "model_error", "insufficient_memory")
-        parts = r"second: it needs about (\d+) MiB; (\d+) MiB is left of the limit of 150 MiB, and .+ is free on the machine"
-        found = re.search(parts + r"; held by first \((\d+) MiB\) \(unload a model", error["message"])
+        parts = (
+            r"second: it needs about (\d+) MiB; (\d+) MiB is left of the limit of 150 MiB, and .+ is free on the machine; "
+            r"held by first \((\d+) MiB\) \(unload a model"
+        )
+        found = re.search(parts, error["message"])
         assert found is not None, error["message"]
         needed, left, held = map(int, found.groups())
         assert left < needed == held

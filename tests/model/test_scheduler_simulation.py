@@ -38,12 +38,13 @@ class SchedulerMachine(RuleBasedStateMachine):
             stable_seconds=60,
             random=random_module.Random(1).random,
         )
-        settings_ = SchedulerSettings(queue_limit=5, load_timeout_seconds=20, idle_timeout_seconds=30)
+        settings_ = SchedulerSettings(queue_limit=5, parallel=SLOTS, load_timeout_seconds=20, idle_timeout_seconds=30)
         self.scheduler = Scheduler(settings_, policy)
         self.now = 0.0
         self.next_id = 0
         self.worker = False
         self.stopping = False
+        self.closing = False
         self.waiting: set[int] = set()
         self.running: dict[int, int] = {}
         self.weights: dict[int, int] = {}
@@ -56,6 +57,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             match effect:
                 case StartWorker():
                     assert not self.worker, "two workers at once"
+                    assert not self.closing, "started although the daemon ends"
                     self.worker, self.stopping = True, False
                 case StopWorker():
                     assert self.worker, "there is nothing to stop"
@@ -84,8 +86,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.next_id += 1
         self.waiting.add(self.next_id)
         self.weights[self.next_id] = weight
-        ticket = Ticket(self.next_id, weight, self.now)
-        self.apply(self.scheduler.submit(ticket, keep_alive_seconds=keep_alive))
+        self.apply(self.scheduler.submit(Ticket(self.next_id, weight, self.now, keep_alive)))
 
     @precondition(lambda self: self.running)
     @rule(data=st.data())
@@ -114,6 +115,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def no_room(self) -> None:
         self.worker = False
         self.apply(self.scheduler.denied("no room", self.now))
+        assert not self.worker, "tried again for nobody"
 
     @precondition(lambda self: self.worker)
     @rule(permanent=st.sampled_from([False, False, False, True]))
@@ -138,6 +140,15 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule()
     def load(self) -> None:
         self.apply(self.scheduler.load_wanted(self.now))
+
+    @rule()
+    def load_is_cancelled(self) -> None:
+        self.apply(self.scheduler.load_unwanted(self.now))
+
+    @rule()
+    def shutdown(self) -> None:
+        self.closing = True
+        self.apply(self.scheduler.shutdown(self.now))
 
     @rule()
     def reset(self) -> None:
@@ -169,6 +180,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         """Else it would hang for ever: a worker that works or leaves, or a moment at which something happens."""
         if self.waiting:
             assert self.worker or self.scheduler.next_wake() is not None
+
+    @invariant()
+    def a_daemon_that_ends_without_workers_is_closed(self) -> None:
+        """Else it would wait for this model until the drain's time is up."""
+        if self.closing and not self.worker:
+            assert self.scheduler.state is State.CLOSED
 
     def teardown(self) -> None:
         """When the events stop and the daemon ends, every request has ended once and no worker is left."""

@@ -3,56 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from tests.support.schedulers import ready, scheduler, ticket, without_changes
 
-from llmvisor.supervision.restart import RestartPolicy
-from llmvisor.supervision.scheduler import (
-    Changed,
-    Effect,
-    Grant,
-    Refuse,
-    Scheduler,
-    SchedulerSettings,
-    StartWorker,
-    StopWorker,
-    Ticket,
-)
+from llmvisor.supervision.scheduler import Grant, Refuse, StartWorker, StopWorker
 from llmvisor.supervision.state import State
-
-
-def scheduler(
-    *,
-    queue_limit: int = 64,
-    load_timeout_seconds: float = 300,
-    idle_timeout_seconds: float = 300,
-    keep_loaded: bool = False,
-    restarts_max: int = 5,
-) -> Scheduler:
-    policy = RestartPolicy(
-        restarts_max=restarts_max, window_seconds=60, backoff_seconds=(1, 10), stable_seconds=60, random=lambda: 1.0
-    )
-    settings = SchedulerSettings(
-        queue_limit=queue_limit,
-        load_timeout_seconds=load_timeout_seconds,
-        idle_timeout_seconds=idle_timeout_seconds,
-        keep_loaded=keep_loaded,
-    )
-    return Scheduler(settings, policy)
-
-
-def ready(slots: int = 4, **settings: object) -> Scheduler:
-    """A scheduler whose model is loaded and idle at time 1."""
-    one = scheduler(**settings)  # pyright: ignore[reportArgumentType]
-    one.load_wanted(0)
-    one.loaded(slots, 1)
-    return one
-
-
-def without_changes(effects: list[Effect]) -> list[Effect]:
-    return [effect for effect in effects if not isinstance(effect, Changed)]
-
-
-def ticket(id: int, *, weight: int = 1, at: float = 0) -> Ticket:
-    return Ticket(id, weight, at)
 
 
 class TestLoading:
@@ -92,7 +46,7 @@ class TestLoading:
         """A model that does not fit may be tried again at once."""
         one = scheduler()
         one.submit(ticket(1))
-        assert without_changes(one.denied("too big", 1)) == [Refuse(1, "insufficient_memory", "too big")]
+        assert without_changes(one.denied("too big", 1)) == [Refuse(1, "insufficient_memory", "too big", 10.0)]
         assert one.state is State.STOPPED
         assert one.restarts == 0
         assert without_changes(one.submit(ticket(2, at=2))) == [StartWorker()]
@@ -143,6 +97,13 @@ class TestQueue:
         assert one.submit(ticket(1)) == [Grant(1)]
         (refusal,) = one.submit(ticket(2))
         assert isinstance(refusal, Refuse)
+
+    def test_a_full_queue_has_room_for_a_question(self) -> None:
+        """It takes no slot, so it waits for nobody."""
+        one = ready(slots=1, queue_limit=1)
+        one.submit(ticket(1))
+        one.submit(ticket(2))
+        assert one.submit(ticket(3, weight=0)) == [Grant(3)]
 
     def test_a_withdrawn_request_lets_the_next_one_pass(self) -> None:
         """A heavy request that leaves no longer blocks a light one."""
@@ -250,7 +211,7 @@ class TestUnload:
     def test_keep_alive_of_a_request_wins(self, keep_alive: float, wake: float | None) -> None:
         """0 unloads at once, a negative one never, as Ollama has it."""
         one = ready()
-        one.submit(ticket(1, at=50), keep_alive_seconds=keep_alive)
+        one.submit(ticket(1, at=50, keep_alive=keep_alive))
         one.ended(1, 60)
         assert one.next_wake() == wake
 
@@ -299,6 +260,20 @@ class TestUnload:
         one.exited("boom", 2)
         assert without_changes(one.unload_wanted(2.5)) == []
         assert (one.state, one.next_wake()) == (State.STOPPED, None)
+
+    def test_a_load_that_nobody_wants_any_more_ends(self) -> None:
+        """A cancelled load unloads, but for requests that wait for it and models that are to be loaded anyway."""
+        one = scheduler()
+        one.submit(ticket(1, weight=0))
+        one.submit(ticket(2))
+        one.withdrawn(1, 1)
+        assert one.load_unwanted(1) == []
+        one.withdrawn(2, 2)
+        assert without_changes(one.load_unwanted(2)) == [StopWorker("kill", "unloaded while loading")]
+        preloaded = scheduler()
+        preloaded.load_wanted(0)
+        assert preloaded.load_unwanted(1) == []
+        assert ready().load_unwanted(2) == []
 
     def test_unload_while_loading_kills(self) -> None:
         """There is nothing to drain."""

@@ -58,7 +58,7 @@ class RequestTable:
     def route(self, report: Step | Failed | Tokens | Text) -> list[int]:
         """Hand a report to its requests, and give the ids of those that it ends.
 
-        Raises `ProtocolViolation` for an id that is not running, which a worker can only have made up.
+        Raises `ProtocolViolation` for an id or a choice that is not running, which a worker can only have made up.
         """
         match report:
             case Step():
@@ -75,7 +75,10 @@ class RequestTable:
     def _step(self, step: Step) -> list[int]:
         for delta in step.deltas:
             if delta.id not in self._leaving:
-                self._generation(delta.id).push(delta)
+                generation = self._generation(delta.id)
+                if not 0 <= delta.index < generation.choices:
+                    raise ProtocolViolation(f"a delta for choice {delta.index} of the request {delta.id}")
+                generation.push(delta)
         for done in step.done:
             self._generation(done.id).finish(done)
         return [done.id for done in step.done]

@@ -81,11 +81,13 @@ class GenerationStream:
         self,
         id: int,
         *,
+        choices: int,
         command: Callable[[], Command],
         send: Callable[[Command], None],
         leave: Callable[[int], None],
     ) -> None:
         self.id = id
+        self.choices = choices
         self.queue_ms = 0.0
         self.load_ms = 0.0
         self.done: Done | None = None
