@@ -39,6 +39,8 @@ class Server(msgspec.Struct, frozen=True):
     port: int
     start_seconds: float
     """From the start of the process until it accepted a connection (and, with a model, was ready)."""
+    socket: str = ""
+    """Our daemon's control socket."""
 
 
 class Load(msgspec.Struct, frozen=True):
@@ -66,7 +68,8 @@ def daemon(models: Mapping[str, Mapping[str, object]], *, wait_ready: bool = Tru
         with _process("llmvisor", argv, folder) as (process, began):
             port = _await_port_file(process, folder)
             _await_http(process, port, "/readyz" if wait_ready else "/livez", folder)
-            yield Server("llmvisor", process.pid, port, time.perf_counter() - began)
+            socket_path = str(folder / "run" / "control.sock")
+            yield Server("llmvisor", process.pid, port, time.perf_counter() - began, socket_path)
 
 
 def starter_model(load: Load) -> dict[str, dict[str, object]]:

@@ -7,9 +7,11 @@ import subprocess
 import sys
 import time
 
-from benchmarks.figures import Bound, Figure, Options, command, compare
+from benchmarks.figures import Bound, Figure, Options, alone, command, compare
 from benchmarks.harness import daemon
 
+STATUS_RUNS = 10
+STATUS_MS_MAX = 150.0
 IMPORTS = "import aiohttp, uvloop, msgspec, os; os.write(1, b'x')"
 
 
@@ -25,7 +27,19 @@ async def measure(options: Options) -> list[Figure]:
         peer_name="importing aiohttp, uvloop and msgspec",
         target=Bound("ratio", "≤", 1.6),
     )
-    return [figure]
+    return [figure, _llmctl()]
+
+
+def _llmctl() -> Figure:
+    """What a person waits for `llmctl status`, of a daemon with one model."""
+    with daemon({"light": {"backend": "mock"}}) as server:
+        status = [sys.executable, "-m", "llmctl", "--socket", server.socket, "status"]
+        times: list[float] = []
+        for _ in range(STATUS_RUNS + 1):
+            began = time.perf_counter()
+            subprocess.run(status, stdout=subprocess.DEVNULL, check=True)
+            times.append((time.perf_counter() - began) * 1000)
+    return alone("llmctl status", "ms", times[1:], target=Bound("ours", "≤", STATUS_MS_MAX))
 
 
 def _daemon_ms() -> float:

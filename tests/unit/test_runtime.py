@@ -1,0 +1,129 @@
+"""The runtime actor between its scheduler and a worker that does as the test says."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from tests.support.fake_worker import FakeWorld, generation
+from tests.support.polling import eventually
+
+from llmvisor.errors import InsufficientMemory, ModelLoadFailed, RuntimeCrashed, ShuttingDown
+from llmvisor.supervision.state import State
+from llmvisor_runtimes.protocol import Cancel, Delta, Done, Generate, Load, Step
+
+
+def step(id: int, *texts: str, done: bool = False) -> Step:
+    deltas = [Delta(id, 0, text, [1]) for text in texts]
+    return Step(deltas, [Done(id, 1, 0, len(texts), 0.0, 0.0)] if done else [])
+
+
+async def test_worker_is_told_to_load_and_gets_the_request_after_it() -> None:
+    """Load, then what waited."""
+    world = FakeWorld()
+    stream = world.runtime.generate(generation())
+    worker = await world.worker()
+    worker.load()
+    assert [type(command) for command in worker.sent] == [Load, Generate]
+    worker.report(step(1, "a", "b", done=True))
+    assert [delta.text async for batch in stream for delta in batch] == ["a", "b"]
+    assert world.runtime.in_flight == 0
+
+
+async def test_unload_while_the_model_is_looked_at_starts_no_worker() -> None:
+    """The stop comes before there is a worker: none is started, and the runtime rests."""
+    world = FakeWorld()
+    looked_at = asyncio.Event()
+
+    async def admit(_: str) -> None:
+        await looked_at.wait()
+
+    world.admit = admit
+    world.runtime.load()
+    await asyncio.sleep(0)
+    world.runtime.unload(force=True)
+    assert world.runtime.state is State.STOPPING
+    looked_at.set()
+    assert await world.runtime.wait_while(State.STOPPING) is State.STOPPED
+    assert world.workers == []
+
+
+async def test_unload_while_the_worker_is_forked_kills_it() -> None:
+    """The stop comes in the middle of the start: the worker gets it as soon as it is there."""
+    world = FakeWorld()
+    forked = asyncio.Event()
+
+    async def fork() -> None:
+        await forked.wait()
+
+    world.before_start = fork
+    world.runtime.load()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    world.runtime.unload()
+    forked.set()
+    worker = await world.worker()
+    await eventually(lambda: worker.stops == ["kill"])
+    worker.exit(-9)
+    assert world.runtime.state is State.STOPPED
+
+
+async def test_shutdown_while_the_model_is_looked_at_closes() -> None:
+    """Whatever comes of the look, the end comes after it."""
+    for error in (None, InsufficientMemory("no room"), ModelLoadFailed("no file")):
+        world = FakeWorld()
+        looked_at = asyncio.Event()
+
+        async def admit(_: str, looked_at: asyncio.Event = looked_at, error: Exception | None = error) -> None:
+            await looked_at.wait()
+            if error is not None:
+                raise error
+
+        world.admit = admit
+        stream = world.runtime.generate(generation())
+        await asyncio.sleep(0)
+        world.runtime.shutdown()
+        looked_at.set()
+        assert await world.runtime.wait_while(*(set(State) - {State.CLOSED})) is State.CLOSED
+        with pytest.raises(ShuttingDown):
+            await anext(aiter(stream))
+
+
+async def test_place_of_a_client_that_left_is_free_when_the_worker_says_so() -> None:
+    """A Cancel is sent once, what still comes is dropped, and the Done that was under way frees the place."""
+    world = FakeWorld()
+    worker = await world.loaded()
+    async with world.runtime.generate(generation()):
+        pass
+    assert world.runtime.in_flight == 1
+    assert [command for command in worker.sent if isinstance(command, Cancel)] == [Cancel(1)]
+    worker.report(step(1, "late", done=True))
+    assert world.runtime.in_flight == 0
+    assert worker.stops == []
+
+
+async def test_cancelled_call_leaves_the_queue() -> None:
+    """Who waits for a load and goes leaves nothing behind."""
+    world = FakeWorld()
+    call = asyncio.create_task(world.runtime.call(None))
+    await world.worker()
+    call.cancel()
+    await asyncio.wait([call])
+    assert world.runtime.in_flight == 0
+    world.runtime.abandon_load()
+    assert world.runtime.state is State.STOPPING
+
+
+async def test_crash_ends_what_ran_and_serves_what_waited() -> None:
+    """The next worker gets the request that was queued."""
+    world = FakeWorld()
+    worker = await world.loaded()
+    streams = [world.runtime.generate(generation(2)) for _ in range(2)]
+    worker.exit(1)
+    with pytest.raises(RuntimeCrashed, match="exited with code 1"):
+        await anext(aiter(streams[0]))
+    assert world.runtime.state is State.BACKOFF
+    world.clock.at += 60
+    await eventually(lambda: len(world.workers) == 2)
+    world.workers[1].load()
+    assert world.runtime.in_flight == 1
