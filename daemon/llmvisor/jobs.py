@@ -163,7 +163,7 @@ class Jobs:
             return
         error = task.exception()
         if error is None:
-            self._end(job_id, "succeeded", progress=1.0, stage="done")
+            self._end(job_id, "succeeded", progress=1.0, stage="done", done=self._jobs[job_id].total)
         elif isinstance(error, LlmvisorError):
             self._end(job_id, "failed", error=str(error), error_code=error.code)
         else:
@@ -175,9 +175,11 @@ class Jobs:
         self._hubs[job_id].close()
 
     def _update(self, job_id: str, **changes: object) -> Job:
-        job = self._jobs[job_id] = msgspec.structs.replace(self._jobs[job_id], **changes)
-        self._hubs[job_id].publish(job)
-        self._publish(job)
+        before = self._jobs[job_id]
+        job = self._jobs[job_id] = msgspec.structs.replace(before, **changes)
+        if job != before:
+            self._hubs[job_id].publish(job)
+            self._publish(job)
         return job
 
     def _cancel_loads(self, model: str) -> None:

@@ -7,8 +7,10 @@ import os
 import pickle
 import re
 import struct
+from collections import Counter
 from collections.abc import Callable, Generator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -85,6 +87,7 @@ def daemon(folder: Path, tiny: bytes) -> Generator[Daemon]:
     for name, make in LIARS.items():
         (folder / f"liar-{name}.gguf").write_bytes(make(tiny))
         models[f"liar-{name}"] = llama(folder / f"liar-{name}.gguf")
+    models["mutant"] = llama(folder / "mutant.gguf", restart={"max": 1000, "backoff": [0.01, 0.05]})
     models["mended"] = llama(folder / "mended.gguf")
     models["late"] = llama(folder / "late.gguf")
     models["option-type"] = llama(folder / "good.gguf", options={"n_ubatch": "many"})
@@ -151,6 +154,38 @@ def test_header_that_lies_harms_its_own_worker_alone(daemon: Daemon, name: str) 
     unharmed(daemon)
 
 
+def test_header_with_changed_bytes_harms_its_own_worker_alone(daemon: Daemon, folder: Path, tiny: bytes) -> None:
+    """Twenty files with some bytes of the header changed: refused by our reader, by llama.cpp, fatal to the worker, or
+    served; the daemon and the other model go on, and the whole file is served at the end."""
+    random = Random(20)
+    header_bytes = tiny.index(b"blk.1.ffn_down.weight")
+    found: Counter[str] = Counter()
+    for _ in range(20):
+        changed = bytearray(tiny)
+        for _ in range(random.choice([1, 3, 10])):
+            changed[random.randrange(4, header_bytes)] ^= 1 << random.randrange(8)
+        _replace(folder / "mutant.gguf", bytes(changed))
+        status, answer = daemon.complete("mutant", "abc", max_tokens=2)
+        assert status in {200, 400, 503}, answer
+        found[str(status) if status == 200 else answer["error"]["code"]] += 1
+        assert daemon.request("GET", "/livez")[0] == 200
+        # Else the next file would not be looked at.
+        daemon.control("POST", "/jobs", {"type": "unload", "params": {"model": "mutant"}})
+        daemon.wait_for_state("mutant", "not_loaded", "unavailable")
+    print(found)
+    assert len(found) > 1
+    _replace(folder / "mutant.gguf", tiny)
+    assert daemon.complete("mutant", "abc", max_tokens=2)[0] == 200
+    unharmed(daemon)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """As a download that has ended does it."""
+    part = path.with_suffix(".part")
+    part.write_bytes(content)
+    os.replace(part, path)
+
+
 def test_models_that_cannot_be_read_are_listed_all_the_same(daemon: Daemon) -> None:
     """The list of models is whole, and so is what is known of the good ones."""
     status, answer = daemon.request("GET", "/v1/models")
@@ -166,8 +201,7 @@ def test_model_whose_file_is_replaced_works_without_a_restart(daemon: Daemon, fo
     path = folder / "mended.gguf"
     path.write_bytes(tiny[: len(tiny) // 2])
     assert "it is cut" in refused(daemon, "mended")
-    (folder / "mended.part").write_bytes(tiny)
-    os.replace(folder / "mended.part", path)
+    _replace(path, tiny)
     status, answer = daemon.complete("mended", "abc", max_tokens=2)
     assert (status, daemon.runtime("mended")["error"]) == (200, None), answer
 
@@ -221,6 +255,14 @@ def test_prompt_longer_than_the_context_is_refused_with_both_numbers(daemon: Dae
     assert (status, answer["usage"]["prompt_tokens"]) == (200, CONTEXT - 1)
 
 
+def test_answer_ends_where_the_context_does(daemon: Daemon) -> None:
+    """Whatever `max_tokens` asks for: it is cut at the context's length, and says so."""
+    asked = {"model": "good", "prompt": [5] * 1000, "max_tokens": 5000, "ignore_eos": True}
+    status, answer = daemon.request("POST", "/v1/completions", asked)
+    assert (status, answer["choices"][0]["finish_reason"]) == (200, "length")
+    assert answer["usage"]["total_tokens"] == CONTEXT
+
+
 def test_token_that_the_model_does_not_have_is_a_bad_request(daemon: Daemon) -> None:
     """An index beyond the vocabulary never reaches native code."""
     for prompt in ([5, 10**6], [2**31 - 1]):
@@ -253,7 +295,7 @@ def test_model_that_exceeds_memory_is_refused_and_told_what_holds_it(folder: Pat
         "giant": llama(folder / "good.gguf", n_ctx=16_000_000),
         "other": mock_model(),
     }
-    with no_leaks(), Daemon({"models": models, "memory": {"limit": "150MiB"}}) as daemon:
+    with Daemon({"models": models, "memory": {"limit": "150MiB"}}) as daemon:
         status, answer = daemon.complete("giant", "abc", max_tokens=1)
         assert (status, answer["error"]["code"]) == (503, "insufficient_memory")
         assert "no model is loaded" in answer["error"]["message"]
@@ -264,8 +306,8 @@ def test_model_that_exceeds_memory_is_refused_and_told_what_holds_it(folder: Pat
         error = answer["error"]
         assert (status, error["type"], error["code"]) == (503, "model_error", "insufficient_memory")
         parts = (
-            r"second: it needs about (\d+) MiB; (\d+) MiB is left of the limit of 150 MiB, and .+ is free on the machine; "
-            r"held by first \((\d+) MiB\) \(unload a model"
+            r"second: it needs about (\d+) MiB; (\d+) MiB is left of the limit of 150 MiB, "
+            r"and .+ is free on the machine; held by first \((\d+) MiB\) \(unload a model"
         )
         found = re.search(parts, error["message"])
         assert found is not None, error["message"]

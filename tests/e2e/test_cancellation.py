@@ -58,8 +58,8 @@ def seconds_until_free(daemon: Daemon, model: str) -> float:
 
 
 def long_prompt(seed: int) -> str:
-    """About 4,000 tokens, with no beginning in common with another seed's."""
-    return " ".join(f"{seed + 7 * number}" for number in range(600))
+    """Some 7,000 tokens, with no beginning in common with another seed's."""
+    return " ".join(f"{seed + 7 * number}" for number in range(1000))
 
 
 # ------------------------------------------------------------------------------------------------------------ clients
@@ -68,12 +68,13 @@ def long_prompt(seed: int) -> str:
 @pytest.mark.model
 @pytest.mark.parametrize("streamed", [True, False])
 def test_client_that_leaves_during_a_long_prefill_frees_its_sequence(daemon: Daemon, streamed: bool) -> None:
-    """1. A prompt of about 4,000 tokens is being computed. 2. Its client leaves. Result: the sequence is free long
+    """1. A prompt of some 7,000 tokens is being computed. 2. Its client leaves. Result: the sequence is free long
     before the prompt would have been computed, and the worker rests and serves the next one."""
     assert daemon.complete("smol", max_tokens=1)[0] == 200
     prompt = long_prompt(100_000 if streamed else 200_000)
     _, tokenized = daemon.request("POST", "/tokenize", {"model": "smol", "content": prompt})
-    assert 3500 < len(tokenized["tokens"]) < 8000
+    assert 6000 < len(tokenized["tokens"]) < 8000
+    eventually_sync(lambda: daemon.runtime("smol")["phase"] == "idle", 10)
     with asking(daemon, "smol", prompt, stream=streamed, max_tokens=1000) as client:
         eventually_sync(lambda: daemon.runtime("smol")["phase"] == "prefill", 30)
         assert daemon.runtime("smol")["slots_busy"] == 1

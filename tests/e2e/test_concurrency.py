@@ -6,11 +6,13 @@ import json
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from tests.support.daemon import Daemon, EventsClient, Json, mock_model, starter_model, stream, text_of
 from tests.support.leaks import no_leaks
+from tests.support.tiny_gguf import write_tiny_gguf
 
 STREAMS = 16
 TOKENS = 24
@@ -59,6 +61,32 @@ def test_sixteen_streams_of_the_mock_equal_each_alone(mock_daemon: Daemon) -> No
     assert together == alone
     assert len(set(together)) == STREAMS
     assert busiest == STREAMS
+
+
+# -------------------------------------------------------------------------------------------------------------- tiny
+
+
+def test_requests_that_do_not_fit_together_all_end_whole(tmp_path: Path) -> None:
+    """Four requests of 900 tokens each share a context of 1,024: some are put back and computed again, nobody fails,
+    and each gets every token it asked for."""
+    path = write_tiny_gguf(tmp_path / "tiny.gguf")
+    config: Json = {"backend": "llamacpp", "path": str(path), "n_ctx": 1024, "n_threads": 1, "parallel": 4}
+
+    def ask(daemon: Daemon, number: int) -> Json:
+        prompt = [10 + number, *([20, 30, 40 + number] * 100)]
+        status, answer = daemon.request(
+            "POST",
+            "/v1/completions",
+            {"model": "tiny", "prompt": prompt, "max_tokens": 600, "temperature": 0, "ignore_eos": True},
+        )
+        assert status == 200, answer
+        return answer
+
+    with Daemon({"models": {"tiny": config}}) as daemon, ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(partial(ask, daemon), range(4)))
+        assert [answer["usage"]["completion_tokens"] for answer in answers] == [600] * 4
+        assert [answer["choices"][0]["finish_reason"] for answer in answers] == ["length"] * 4
+        assert daemon.runtime("tiny")["restarts"] == 0
 
 
 # -------------------------------------------------------------------------------------------------------------- real

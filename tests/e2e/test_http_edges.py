@@ -203,7 +203,7 @@ def test_reader_that_never_reads_slows_nobody_and_is_ended(daemon: Daemon) -> No
 def test_descriptors_that_run_out_are_no_end() -> None:
     """1. The daemon may open a dozen descriptors more. 2. A hundred clients come, and a model is to be loaded. Result:
     it does not spin, it refuses what it cannot do, and serves as before once they are gone."""
-    with no_leaks(), Daemon({"models": {"first": mock_model(), "second": mock_model()}}) as daemon:
+    with Daemon({"models": {"first": mock_model(), "second": mock_model()}}) as daemon:
         assert daemon.complete("first", max_tokens=1)[0] == 200
         process = psutil.Process(daemon.pid)
         allowed = process.num_fds() + 12
@@ -261,7 +261,7 @@ class UnreadDaemon(Daemon):
 def test_console_that_nobody_reads_stalls_nothing() -> None:
     """1. The pipe behind standard error is full. 2. More is logged than it holds, and requests come. Result: they are
     answered as ever, the file has every line, and SIGTERM ends the daemon in bounded time."""
-    with no_leaks(), UnreadDaemon({"models": {"mock": mock_model(token_delay_ms=5)}}) as daemon:
+    with UnreadDaemon({"models": {"mock": mock_model(token_delay_ms=5)}}) as daemon:
         connection = http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=10)
         slowest = 0.0
         for number in range(1500):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import Generator, Iterator
 
 import openai
@@ -186,6 +188,17 @@ def test_n_gives_as_many_choices_from_one_prompt(client: OpenAI) -> None:
     assert answer.usage.prompt_tokens == alone.usage.prompt_tokens
 
 
+def test_more_choices_than_places_all_come(client: OpenAI) -> None:
+    """Four decode together, seven are asked for; the best of five is one."""
+    answer = client.completions.create(model=MODEL, prompt=COUNTING, n=7, max_tokens=2, temperature=0)
+    assert [choice.index for choice in answer.choices] == list(range(7))
+    assert all(choice.text.startswith(" 5") for choice in answer.choices)
+    best = client.completions.create(model=MODEL, prompt=COUNTING, best_of=5, max_tokens=4, temperature=1, seed=3)
+    assert len(best.choices) == 1
+    assert best.usage is not None
+    assert best.usage.completion_tokens <= 20
+
+
 def test_logprobs_come_with_their_alternatives(client: OpenAI) -> None:
     """The chosen token stands first among them at temperature 0, and together they are what `text` is made of."""
     answer = client.chat.completions.create(
@@ -256,6 +269,31 @@ def test_seed_repeats_the_text(client: OpenAI) -> None:
     assert {ask(43), ask(44)} != {first}
 
 
+def test_stream_of_any_bytes_is_whole_text(client: OpenAI) -> None:
+    """Hot sampling after emoji and CJK gives characters of several tokens: no piece of one gets out, and the stream
+    joins to the same text as the call without it."""
+    broken = 0
+    for seed in range(4):
+        whole = client.completions.create(
+            model=MODEL, prompt="日本語 🌍🚀 émojis: 🦊", max_tokens=40, temperature=2, top_p=1, seed=seed
+        ).choices[0]
+        chunks = list(
+            client.completions.create(
+                model=MODEL,
+                prompt="日本語 🌍🚀 émojis: 🦊",
+                max_tokens=40,
+                temperature=2,
+                top_p=1,
+                seed=seed,
+                stream=True,
+            )
+        )
+        assert "".join(chunk.choices[0].text for chunk in chunks) == whole.text
+        broken += whole.text.count("\ufffd")
+        assert not whole.text.isascii() or seed
+    print("replacement characters of bytes that are no text:", broken)
+
+
 def test_logit_bias_forces_and_bans(client: OpenAI, daemon: Daemon) -> None:
     """A bias of 100 decides, one of -100 excludes."""
     _, tokenized = daemon.request("POST", "/tokenize", {"model": MODEL, "content": " 5"})
@@ -305,6 +343,29 @@ def test_value_out_of_range_is_a_bad_request(client: OpenAI) -> None:
     assert "2" in error.message
 
 
+def test_fields_that_change_nothing_are_ignored(client: OpenAI) -> None:
+    """What OpenAI's own service takes besides is no error."""
+    answer = client.chat.completions.create(
+        model=MODEL,
+        messages=QUESTION,
+        max_tokens=1,
+        user="someone",
+        metadata={"run": "7"},
+        store=False,
+        service_tier="auto",
+        response_format={"type": "text"},
+        extra_body={"something_new": {"deep": [1]}},
+    )
+    assert answer.choices[0].finish_reason == "length"
+
+
+def test_fields_that_cannot_be_honoured_are_refused(client: OpenAI) -> None:
+    """Rather than answered as if they had not been there."""
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model=MODEL, messages=QUESTION, response_format={"type": "json_object"})
+    assert (caught.value.param, caught.value.code) == ("response_format", "unsupported_operation")
+
+
 def test_unknown_model_is_not_found_with_near_names(client: OpenAI) -> None:
     """A typing mistake is answered with what was probably meant."""
     with pytest.raises(openai.NotFoundError, match="light/smol") as caught:
@@ -346,6 +407,23 @@ def test_crash_inside_a_stream_is_an_api_error(client: OpenAI) -> None:
     with pytest.raises(openai.APIError, match="SIGKILL") as caught:
         list(stream)
     assert caught.value.code == "runtime_crashed"
+
+
+def test_real_worker_that_is_killed_is_replaced(client: OpenAI, daemon: Daemon) -> None:
+    """1. A stream of the real model runs. 2. Its worker gets SIGKILL. Result: the client raises an error, and its next
+    call is answered by a new worker, as it would have been by the old one."""
+    before = client.completions.create(model=MODEL, prompt=COUNTING, max_tokens=8, temperature=0)
+    pid = daemon.worker_pid(MODEL)
+    stream = client.completions.create(
+        model=MODEL, prompt="Once", max_tokens=900, stream=True, extra_body={"ignore_eos": True}
+    )
+    next(iter(stream))
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(openai.APIError, match="SIGKILL"):
+        list(stream)
+    after = client.completions.create(model=MODEL, prompt=COUNTING, max_tokens=8, temperature=0)
+    assert after.choices[0].text == before.choices[0].text
+    assert daemon.worker_pid(MODEL) != pid
 
 
 def test_crash_before_the_first_byte_asks_to_come_again(client: OpenAI) -> None:
@@ -395,7 +473,7 @@ async def test_async_streams_run_side_by_side(daemon: Daemon) -> None:
     async with AsyncOpenAI(base_url=f"{daemon.url}/v1", api_key="none", max_retries=0, timeout=100) as client:
         texts = await asyncio.gather(*(count(client, start) for start in starts))
     for start, text in zip(starts, texts, strict=True):
-        assert text.startswith(f" {start + 6},"), texts
+        assert text.startswith(f" {start + 6}"), texts
 
 
 async def test_async_stream_that_is_closed_early_frees_its_place(daemon: Daemon) -> None:

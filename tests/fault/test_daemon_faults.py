@@ -121,6 +121,34 @@ def test_shutdown_during_a_failing_restart_loop_wins() -> None:
         assert daemon.wait(10) == 0
 
 
+def test_sigterm_during_the_start_ends_in_order() -> None:
+    """1. The daemon starts. 2. SIGTERM as soon as its socket is there. Result: exit 0, and nothing is left."""
+    models = {"slow": mock_model(load_seconds=60, preload=True)}
+    with no_leaks(), Daemon({"models": models}) as daemon:
+        daemon.signal(signal.SIGTERM)
+        assert daemon.wait() == 0
+        daemon.spawn()
+        eventually_sync(lambda: daemon.socket_path.exists() or not daemon.running, 20)
+        daemon.signal(signal.SIGTERM)
+        assert daemon.wait() == 0
+        assert not daemon.port_file.exists()
+        assert not daemon.socket_path.exists()
+
+
+@pytest.mark.parametrize("path", ["/events", "/logs?follow=true"])
+def test_followers_are_told_the_end(path: str) -> None:
+    """Who follows events or the log gets an answer that ends whole; it had been cut off after a wait of seconds."""
+    with no_leaks(), Daemon({"models": MODELS}) as daemon:
+        connection = daemon.control_connection()
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        assert answer.readline() == b": open\n"
+        daemon.signal(signal.SIGTERM)
+        answer.read()  # raises where the end is missing
+        connection.close()
+        assert daemon.wait() == 0
+
+
 def test_sighup_is_ignored_with_a_line() -> None:
     """It does not end the daemon, as it would by default."""
     with no_leaks(), Daemon({"models": MODELS}) as daemon:

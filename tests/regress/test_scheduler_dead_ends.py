@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from tests.support.schedulers import ready, scheduler, ticket, without_changes
 
-from llmvisor.supervision.restart import RestartPolicy
 from llmvisor.supervision.scheduler import Grant, Refuse, StartWorker
 from llmvisor.supervision.state import State
 
@@ -68,13 +67,3 @@ def test_queue_limit_of_zero_lets_a_model_load() -> None:
     assert isinstance(refusal, Refuse)
     assert refusal.kind == "queue_full"
     assert without_changes(one.loaded(2, 5)) == [Grant(1), Grant(2)]
-
-
-def test_reset_begins_the_backoff_anew() -> None:
-    """After `llmctl restart` the next crash waited as long as the last one before it."""
-    policy = RestartPolicy(
-        restarts_max=10, window_seconds=60, backoff_seconds=(1, 100), stable_seconds=60, random=lambda: 1.0
-    )
-    assert [policy.crashed(float(n), served_seconds=0) for n in range(3)] == [1, 2, 4]
-    policy.reset()
-    assert policy.crashed(9, served_seconds=0) == 1

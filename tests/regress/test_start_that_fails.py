@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from tests.support.fake_worker import FakeWorld, generation
 from tests.support.polling import eventually
@@ -21,7 +23,7 @@ async def test_start_without_threads_or_descriptors_is_a_crash(error: Exception)
     world.admit = admit
     stream = world.runtime.generate(generation())
     with pytest.raises(ModelLoadFailed, match=str(error.args[-1])):
-        await anext(aiter(stream))
+        await asyncio.wait_for(anext(aiter(stream)), 5)
     assert world.runtime.state is State.BACKOFF
     world.clock.at += 60
     world.admit = lambda _: _nothing()

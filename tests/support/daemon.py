@@ -153,11 +153,14 @@ class Daemon:
 
     def control(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
         """A request over the control socket."""
+        return self._exchange(self.control_connection(), method, path, body, {})
+
+    def control_connection(self) -> http.client.HTTPConnection:
         connection = http.client.HTTPConnection("localhost", timeout=REQUEST_SECONDS_MAX)
         connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection.sock.settimeout(REQUEST_SECONDS_MAX)
         connection.sock.connect(str(self.socket_path))
-        return self._exchange(connection, method, path, body, {})
+        return connection
 
     def _exchange(
         self, connection: http.client.HTTPConnection, method: str, path: str, body: object, headers: Mapping[str, str]

@@ -91,7 +91,7 @@ class FakeWorld:
         config = ModelConfig(backend="mock", **settings)  # pyright: ignore[reportArgumentType]
         setup = RuntimeSetup(
             start_worker=self._start_worker,  # pyright: ignore[reportArgumentType]
-            admit=lambda name: self.admit(name),
+            admit=lambda name: self.admit(name),  # noqa: PLW0108 - tests put another one there later
             file_signature=lambda _: self.signature,
             publish=self.published.append,
             clock=self.clock,

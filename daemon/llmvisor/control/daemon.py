@@ -28,7 +28,8 @@ from llmvisor.jobs import Jobs
 from llmvisor.log import LogHub
 from llmvisor.supervision.supervisor import Supervisor
 
-_DOWN = {"error", "unavailable"}
+_DOWN = {"error", "unavailable", "not_loaded"}
+"""States in which a model with an error is down, `not_loaded` for want of memory."""
 
 
 class Endpoints(msgspec.Struct):
@@ -74,10 +75,11 @@ class DaemonControl:
         timestamp = self._clock.now().strftime("%Y-%m-%dT%H:%M:%SZ")
         if self.draining:
             return HealthAnswer("unhealthy", timestamp, ["the daemon is shutting down"])
+        kept = [runtime for runtime in self._runtimes.values() if runtime.config.pinned or runtime.config.preload]
         reasons = [
-            f"{runtime.name} is {status.state}: {status.error}"
-            for runtime in self._runtimes.values()
-            if (runtime.config.pinned or runtime.config.preload) and (status := runtime.status()).state in _DOWN
+            f"{status.model} is {status.state}: {status.error}"
+            for status in (runtime.status() for runtime in kept)
+            if status.error is not None and status.state in _DOWN
         ]
         return HealthAnswer("degraded" if reasons else "healthy", timestamp, reasons)
 

@@ -31,7 +31,7 @@ def file_signature(config: ModelConfig) -> FileSignature | None:
         return None
     try:
         status = Path(config.path).stat()
-    except (OSError, ValueError):  # a ValueError is a path with a null in it
+    except OSError:
         return None
     return FileSignature(status.st_size, status.st_mtime_ns)
 

@@ -57,4 +57,3 @@ class RestartPolicy:
         """Forget every crash."""
         self._crashes.clear()
         self._in_a_row = 0
-        self._in_a_row = 0

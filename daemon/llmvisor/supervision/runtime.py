@@ -100,9 +100,7 @@ class Runtime:
         def command() -> Command:
             return generate_command(request_id, generation, self._sampling, self.config.max_tokens)
 
-        stream = GenerationStream(
-            request_id, choices=generation.n, command=command, send=self._send, leave=self._leave
-        )
+        stream = GenerationStream(request_id, choices=generation.n, command=command, send=self._send, leave=self._leave)
         self._submit(stream, Ticket(request_id, generation.n, self._now(), generation.keep_alive_seconds))
         return stream
 

@@ -26,10 +26,10 @@ class Facts(msgspec.Struct):
 
 
 def model_state(scheduler: Scheduler) -> ModelState:
-    """The state as people know it: a loaded model with requests in flight is busy."""
+    """The state as people know it: a loaded model that generates is busy."""
     state = scheduler.state
     if state is State.READY:
-        return "busy" if scheduler.running else "loaded"
+        return "busy" if scheduler.slots_busy else "loaded"
     return "not_loaded" if state is State.CLOSED else state.value
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import secrets
 from collections import deque
 from dataclasses import dataclass, field
 
+from llmvisor_runtimes.backend import RequestError
 from llmvisor_runtimes.llamacpp.sampling import Sampler
 from llmvisor_runtimes.llamacpp.vocabulary import Vocabulary
 from llmvisor_runtimes.protocol import Delta, Done, FinishReason, Generate, TokenLogprob
@@ -50,12 +52,41 @@ class Request:
         )
 
 
+def make_request(generate: Generate, prompt: list[int], *, n_ctx: int, vocabulary: Vocabulary, age: int) -> Request:
+    """A request with its choices, the first of which has this age.
+
+    Raises `RequestError` where it can never be served.
+    """
+    vocabulary.check(prompt, "prompt")
+    if not prompt:
+        raise RequestError("invalid_value", "the prompt is empty: there is no token to continue", "prompt")
+    if len(prompt) >= n_ctx:
+        raise RequestError(
+            "context_length_exceeded",
+            f"the prompt has {len(prompt)} tokens, but the context holds {n_ctx} including at least one generated "
+            "token",
+            "prompt",
+        )
+    request = Request(generate, prompt)
+    sampling = generate.sampling
+    seed = secrets.randbits(32) if sampling.seed is None else sampling.seed
+    for index in range(generate.n):
+        sampler = Sampler(
+            sampling, seed=seed + index, vocabulary=vocabulary, n_ctx=n_ctx, ignore_eos=generate.ignore_eos
+        )
+        sampler.remember(prompt)
+        choice = Choice(request, index, age=age + index, n_ctx=n_ctx, sampler=sampler, vocabulary=vocabulary)
+        request.choices.append(choice)
+    return request
+
+
 class Choice:
     """One choice: a sequence of the KV cache while it has a slot, and tokens to be computed at any time."""
 
     __slots__ = (
         "_assembler",
         "_held_logprobs",
+        "_seeded",
         "_sent_bytes",
         "_tokens_left",
         "_vocabulary",
@@ -67,6 +98,7 @@ class Choice:
         "index",
         "request",
         "sampler",
+        "scores",
         "sequence",
         "tokens",
     )
@@ -86,6 +118,9 @@ class Choice:
         """How many of the tokens are in the KV cache."""
         self.finish: FinishReason | None = None
         self.echo_due = generate.echo
+        self.scores = request.scores_prompt
+        """Logits of each token of the prompt are still needed."""
+        self._seeded = generate.sampling.seed is not None
         self._tokens_left = n_ctx - len(self.tokens)
         if generate.max_tokens is not None:
             self._tokens_left = min(self._tokens_left, generate.max_tokens)
@@ -107,20 +142,13 @@ class Choice:
         With a seed the last token of a prompt is computed alone: as it is when the rest comes from the cache the next
         time. In one batch with the others its logits would differ by float noise, and the same seed give another text.
         """
-        if self.pending > 1 and self.request.generate.sampling.seed is not None:
-            return self.pending - 1
-        return self.pending
+        count = len(self.tokens) - self.computed
+        return count - 1 if count > 1 and self._seeded else count
 
     @property
     def wants_token(self) -> bool:
         """A token has to be sampled once all are computed; not so where only the prompt is scored."""
         return self._tokens_left > 0
-
-    @property
-    def scores(self) -> bool:
-        """Logits of each token of the prompt are still needed."""
-        request = self.request
-        return request.scores_prompt and len(request.prompt_logprobs) < len(request.prompt)
 
     @property
     def reuse_max(self) -> int:

@@ -7,7 +7,6 @@ they end. When the cache is full the youngest goes back to waiting and is comput
 from __future__ import annotations
 
 import bisect
-import secrets
 import sys
 import time
 from collections.abc import Callable
@@ -15,29 +14,23 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from llmvisor_runtimes import limits
-from llmvisor_runtimes.backend import Progress, RequestError
+from llmvisor_runtimes.backend import Progress
 from llmvisor_runtimes.llamacpp import context as llama
 from llmvisor_runtimes.llamacpp.batch import PrefillPace, compose
-from llmvisor_runtimes.llamacpp.choice import Choice, Request
+from llmvisor_runtimes.llamacpp.choice import Choice, Request, make_request
 from llmvisor_runtimes.llamacpp.context import LlamaContext, Part
 from llmvisor_runtimes.llamacpp.kvcache import KvCache, Match, common_prefix
-from llmvisor_runtimes.llamacpp.sampling import Row, Sampler, token_logprob
+from llmvisor_runtimes.llamacpp.sampling import Row, token_logprob
 from llmvisor_runtimes.llamacpp.vocabulary import Vocabulary
 from llmvisor_runtimes.protocol import Delta, Done, Failed, Generate, Phase, Report, Step, TokenLogprob
 
 
 class Feed(NamedTuple):
-    """The next `length` tokens of a choice, in the batch of this step."""
+    """The next `length` tokens of a choice in the batch of this step, and the `rows` of logits that they bring."""
 
     choice: Choice
     length: int
-
-    @property
-    def rows(self) -> int:
-        """Rows of logits that the feed brings. To be read before its tokens count as computed."""
-        if self.choice.scores:
-            return self.length
-        return int(self.length == self.choice.pending)
+    rows: int
 
 
 _AGE: Callable[[Choice], int] = attrgetter("age")
@@ -110,21 +103,9 @@ class Engine:
 
     def generate(self, generate: Generate, prompt: list[int]) -> None:
         """Take a request in. Raises `RequestError` where it can never be served."""
-        self._check(prompt)
-        request = Request(generate, prompt)
-        samplers = self._samplers(generate, prompt)
-        for index, sampler in enumerate(samplers):
-            self._ages += 1
-            choice = Choice(
-                request,
-                index,
-                age=self._ages,
-                n_ctx=self._kv.cells,
-                sampler=sampler,
-                vocabulary=self._vocabulary,
-            )
-            request.choices.append(choice)
-            self._waiting.append(choice)
+        request = make_request(generate, prompt, n_ctx=self._kv.cells, vocabulary=self._vocabulary, age=self._ages + 1)
+        self._ages += generate.n
+        self._waiting += request.choices
         self._requests[request.id] = request
         self._may_admit = True
 
@@ -158,34 +139,6 @@ class Engine:
                 choice.sampler.close()
 
     # ------------------------------------------------------------------------------------------------------ admission
-
-    def _check(self, prompt: list[int]) -> None:
-        self._vocabulary.check(prompt, "prompt")
-        if not prompt:
-            raise RequestError("invalid_value", "the prompt is empty: there is no token to continue", "prompt")
-        if len(prompt) >= self._kv.cells:
-            raise RequestError(
-                "context_length_exceeded",
-                f"the prompt has {len(prompt)} tokens, but the context holds {self._kv.cells} "
-                "including at least one generated token",
-                "prompt",
-            )
-
-    def _samplers(self, generate: Generate, prompt: list[int]) -> list[Sampler]:
-        first = generate.sampling.seed
-        seed = secrets.randbits(32) if first is None else first
-        samplers: list[Sampler] = []
-        for index in range(generate.n):
-            sampler = Sampler(
-                generate.sampling,
-                seed=seed + index,
-                vocabulary=self._vocabulary,
-                n_ctx=self._kv.cells,
-                ignore_eos=generate.ignore_eos,
-            )
-            sampler.remember(prompt)
-            samplers.append(sampler)
-        return samplers
 
     def _admit(self) -> None:
         """Give slots to those that wait, in order; one that waits for room is never overtaken."""
@@ -246,10 +199,7 @@ class Engine:
         tokens = sum(feed.length for feed in feeds)
         self._phase = "prefill" if tokens > len(feeds) else "decode"
         now = time.perf_counter()
-        for feed in feeds:
-            if feed.choice.request.started_at is None:
-                feed.choice.request.started_at = now
-        status = self._decode(feeds)
+        status = self._decode(feeds, now)
         self._steps += 1
         if status == llama.DECODED:
             self._pace.observe(tokens, time.perf_counter() - now)
@@ -263,6 +213,8 @@ class Engine:
         if self._paused:
             active = [choice for choice in active if choice.request.id not in self._paused]
         pending = [choice.next_count for choice in active]
+        if pending and max(pending) == 1 and len(pending) <= self._context.n_batch:
+            return [Feed(choice, 1, 1) for choice in active]  # mostly: everybody decodes
         if scoring := [place for place, choice in enumerate(active) if choice.scores]:
             share = max(1, limits.scored_prompt_step_tokens // len(scoring))
             for place in scoring:
@@ -273,23 +225,21 @@ class Engine:
             prefill_tokens_max=self._pace.tokens(),
             turn=self._steps,
         )
-        return [Feed(active[piece.place], piece.length) for piece in slices]
+        return [self._feed(active[place], length) for place, length in slices]
 
-    def _decode(self, feeds: list[Feed]) -> int:
+    def _feed(self, choice: Choice, length: int) -> Feed:
+        return Feed(choice, length, length if choice.scores else int(length == choice.pending))
+
+    def _decode(self, feeds: list[Feed], now: float) -> int:
         parts: list[Part] = []
         computing: dict[int, int] = {}
-        for choice, length in feeds:
-            start = choice.computed
-            parts.append(
-                Part(
-                    choice.sequence,
-                    start,
-                    choice.tokens[start : start + length],
-                    every_logit=choice.scores,
-                    last_logit=length == choice.pending,
-                )
-            )
-            computing[choice.request.id] = computing.get(choice.request.id, 0) + length
+        for choice, length, rows in feeds:
+            request, start = choice.request, choice.computed
+            tokens = choice.tokens[start : start + length]
+            parts.append(Part(choice.sequence, start, tokens, every_logit=rows == length, last_logit=rows > 0))
+            computing[request.id] = computing.get(request.id, 0) + length
+            if request.started_at is None:
+                request.started_at = now
         self._computing = computing
         self._context.clear_abort()
         # A cancellation that came before the flag was cleared must not be lost.
@@ -299,11 +249,11 @@ class Engine:
 
     def _advance(self, feeds: list[Feed]) -> None:
         """Take in what was computed: the books, the scores of prompts, and the next token of each that is due one."""
-        rows = [feed.rows for feed in feeds]
-        logits = self._context.logits(sum(rows)) if any(rows) else None
+        total = sum(feed.rows for feed in feeds)
+        logits = self._context.logits(total) if total else None
         row = output = 0
-        for (choice, length), brought in zip(feeds, rows, strict=True):
-            row += brought
+        for choice, length, rows in feeds:
+            row += rows
             output += length
             start = choice.computed
             self._kv.extend(choice.sequence, choice.tokens[start : start + length])
@@ -311,8 +261,8 @@ class Engine:
             if logits is None:
                 continue
             if choice.scores:
-                self._score(choice, start, logits[row - brought : row])
-            if not choice.pending:
+                self._score(choice, start, logits[row - rows : row])
+            if choice.computed == len(choice.tokens):
                 self._sample(choice, logits[row - 1], output - 1)
 
     def _sample(self, choice: Choice, row: Row, output: int) -> None:
@@ -339,6 +289,9 @@ class Engine:
         for place, row in enumerate(rows, start + 1):
             if place == len(known) and place < len(prompt):
                 known.append(token_logprob(row, prompt[place], top, self._vocabulary))
+        if len(known) == len(prompt):
+            for each in request.choices:
+                each.scores = False
 
     # -------------------------------------------------------------------------------------------------------- leaving
 

@@ -153,10 +153,11 @@ class KvCache:
         resident = self._residents[sequence]
         assert resident.busy
         assert len(tokens) <= len(self._free_cells)
-        taken = [self._free_cells.pop() for _ in tokens]
-        self._count(taken, holders=1, busy=1)
-        resident.cells.extend(taken)
-        resident.tokens.extend(tokens)
+        for token in tokens:
+            cell = self._free_cells.pop()
+            self._holders[cell] = self._busy_holders[cell] = 1
+            resident.cells.append(cell)
+            resident.tokens.append(token)
 
     def close(self, sequence: int, *, keep: bool) -> None:
         """Nobody computes with a sequence any more; `keep` leaves it as cache."""

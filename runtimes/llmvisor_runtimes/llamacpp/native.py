@@ -6,7 +6,11 @@ read through it gets its type where it is read.
 
 from __future__ import annotations
 
+import os
 from typing import Any
+
+# Where ggml aborts it would start a debugger on this very process, and the worker be gone seconds later only.
+os.environ.setdefault("GGML_NO_BACKTRACE", "1")
 
 import llama_cpp as _llama_cpp
 

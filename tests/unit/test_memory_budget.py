@@ -1,0 +1,64 @@
+"""Whether one more model fits."""
+
+from __future__ import annotations
+
+import pytest
+
+from llmvisor.errors import InsufficientMemory
+from llmvisor.supervision.memory import MemoryBudget, machine_memory_bytes
+
+GIB = 2**30
+
+
+def budget(*, limit: int = 10 * GIB, available: int = 100 * GIB) -> MemoryBudget:
+    return MemoryBudget(limit, available=lambda: available)
+
+
+def test_models_fit_up_to_the_limit_to_the_byte() -> None:
+    """What is reserved adds up; one byte more is refused."""
+    one = budget(limit=10)
+    one.reserve("a", 6)
+    one.reserve("b", 4)
+    with pytest.raises(InsufficientMemory):
+        one.reserve("c", 1)
+
+
+def test_refusal_says_what_is_missing_and_who_holds_it() -> None:
+    """Enough for a person to decide what to unload."""
+    one = budget(limit=30 * GIB)
+    one.reserve("big", 20 * GIB)
+    with pytest.raises(InsufficientMemory, match=r"20\.0 GiB.*30\.0 GiB.*big \(20\.0 GiB\)") as refusal:
+        one.reserve("bigger", 20 * GIB)
+    assert "llmctl unload" in str(refusal.value)
+    with pytest.raises(InsufficientMemory, match="no model is loaded"):
+        budget().reserve("huge", 11 * GIB)
+
+
+def test_machine_that_is_full_refuses_within_the_limit() -> None:
+    """Others' processes count: the limit alone promises nothing."""
+    with pytest.raises(InsufficientMemory, match="free on the machine"):
+        budget(available=GIB).reserve("a", 2 * GIB)
+
+
+def test_release_gives_the_room_back() -> None:
+    """Also where there was nothing to release."""
+    one = budget(limit=10)
+    one.reserve("a", 10)
+    one.release("a")
+    one.release("a")
+    one.reserve("b", 10)
+
+
+def test_model_that_loads_again_counts_once() -> None:
+    """A restart need not fit beside itself, and one that does not fit any more holds nothing."""
+    one = budget(limit=10)
+    one.reserve("a", 8)
+    one.reserve("a", 10)
+    with pytest.raises(InsufficientMemory):
+        one.reserve("a", 11)
+    one.reserve("b", 10)
+
+
+def test_machine_has_memory() -> None:
+    """The figure that shares such as 80% are taken of."""
+    assert machine_memory_bytes() > 64 * 2**20
