@@ -8,6 +8,7 @@ import os
 import signal
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 from aiohttp import web
 
@@ -24,6 +25,7 @@ from llmvisor.jobs import Jobs
 from llmvisor.listen import PortFile, address_of, open_tcp, open_unix
 from llmvisor.lock import DaemonLock, remove_stale_socket
 from llmvisor.log import LogHub, get_logger
+from llmvisor.process import connections_max, protect_daemon
 from llmvisor.routing.names import NamedModel, resolve
 from llmvisor.services.local import LocalService
 from llmvisor.supervision.state import State
@@ -79,7 +81,9 @@ class App:
     async def run(self) -> None:
         """Serve until told to stop. Raises `StartError`."""
         config = self._config
+        protect_daemon()
         self._handle_signals()
+        asyncio.get_running_loop().set_exception_handler(self._on_loop_error)
         async with AsyncExitStack() as stack:
             stack.enter_context(DaemonLock(self._socket_path.parent, socket_path=self._socket_path))
             self._supervisor.sweep()
@@ -161,6 +165,7 @@ class App:
             allowed_hosts=(server.host, *server.allowed_hosts),
             cors_origins=tuple(server.cors_origins),
             max_body_bytes=server.body_bytes_max,
+            connections_max=connections_max(),
         )
 
     def _resolve(self, requested: str | None) -> str:
@@ -197,5 +202,13 @@ class App:
     def _background_ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.critical("a part of the daemon has died; stopping", part=task.get_name(), exc_info=error)
+            self._failure = error
+            self.stop()
+
+    def _on_loop_error(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """What nobody caught. Of a callback of ours it is a bug that leaves the state unsure: the daemon ends."""
+        error: BaseException | None = context.get("exception")
+        _log.error("an error that nobody caught", what=str(context.get("message")), exc_info=error)
+        if error is not None and "handle" in context:
             self._failure = error
             self.stop()

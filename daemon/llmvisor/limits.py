@@ -150,6 +150,9 @@ list_items_max = 1_000
 
 # -- the daemon's own life
 listen_backlog = 512
+open_files_wanted = 8192
+open_files_reserved = 512
+"""Descriptors kept for workers, logs and files; connections get the rest."""
 idle_check_seconds = 5.0
 """How often the daemon looks whether it has been without a request for `shutdown_timeout`."""
 gguf_metadata_entries_max = 16 * 1024

@@ -618,7 +618,7 @@ def test_progress_counts_steps_and_tokens(driver: LlamaDriver) -> None:
 
 @pytest.fixture(scope="module")
 def starter() -> Iterator[LlamaDriver]:
-    with llama_driver(starter_model_path(), n_ctx=4608, n_batch=2048, parallel=16, n_threads=0) as driver:
+    with llama_driver(starter_model_path(), n_ctx=4608, n_batch=2048, parallel=16) as driver:
         yield driver
 
 
