@@ -106,3 +106,11 @@ def test_prefill_pace_learns_nothing_from_decoding() -> None:
     before = pace.tokens()
     pace.observe(4, 1.0)
     assert pace.tokens() == before
+
+
+def test_prefill_pace_makes_steps_whole_multiples_with_those_that_decode() -> None:
+    """64 tokens in all beside 3 that decode; beside 40 there is too little left of 64, so it is 128."""
+    pace = PrefillPace(step_seconds=0.08, granule=64, tokens_max=512)
+    assert pace.tokens(3) + 3 == 64
+    assert pace.tokens(40) + 40 == 128
+    assert pace.tokens(64) + 64 == 128

@@ -88,9 +88,11 @@ class PrefillPace:
         known = self._seconds_per_token
         self._seconds_per_token = cost if known is None else 0.7 * known + 0.3 * cost
 
-    def tokens(self) -> int:
-        """The bound for the next step."""
-        if self._seconds_per_token is None:
-            return self._granule
-        fitting = int(self._step_seconds / max(self._seconds_per_token, 1e-9))
-        return max(self._granule, min(self._tokens_max, fitting - fitting % self._granule))
+    def tokens(self, decoding: int = 0) -> int:
+        """The bound for the next step, beside so many that decode: with them the step is whole multiples again."""
+        fitting = self._granule
+        if self._seconds_per_token is not None:
+            fitting = int(self._step_seconds / max(self._seconds_per_token, 1e-9))
+        bound = max(self._granule, min(self._tokens_max, fitting - fitting % self._granule))
+        bound -= decoding % self._granule
+        return bound if 2 * bound >= self._granule else bound + self._granule

@@ -222,7 +222,7 @@ class Engine:
         slices = compose(
             pending,
             n_batch=self._context.n_batch,
-            prefill_tokens_max=self._pace.tokens(),
+            prefill_tokens_max=self._pace.tokens(pending.count(1)),
             turn=self._steps,
         )
         return [self._feed(active[place], length) for place, length in slices]
