@@ -55,6 +55,8 @@ worker_oom_score_adj = 500
 daemon_oom_score_adj = -500
 
 # -- logs and events
+last_words_chars_max = 300
+"""Of a worker's last line, where it stands in an error message."""
 log_linger_seconds = 0.02
 """A line is written this much later at most, together with those that came meanwhile."""
 log_lines_per_worker = 200

@@ -63,13 +63,26 @@ async def test_sigkill_of_a_worker_is_reported_once_as_possible_oom(tmp_path: Pa
 
 @pytest.mark.parametrize("code", [0, 1, 70, 78])
 async def test_exit_code_of_a_worker_is_reported(tmp_path: Path, code: int) -> None:
-    """A worker that leaves by itself was not asked to, whatever its code."""
+    """A worker that leaves by itself was not asked to, whatever its code; its last words say why."""
     recorded = await start(tmp_path, f"exit {code}")
     ended = await recorded.exit()
     assert (ended.code, ended.signal, ended.requested) == (code, None, False)
-    assert ended.describe() == f"exited with code {code}"
+    assert ended.describe() == (f"exited with code {code}: leaving" if code else "exited with code 0")
     assert ended.last_lines == ["leaving"]
     assert not ended.possible_oom
+
+
+def test_last_words_stand_above_the_dump_of_an_abort() -> None:
+    """What an engine said before it gave up is the reason, not the stacks that follow."""
+    lines = [
+        "loading",
+        "ggml.c:42: GGML_ASSERT(n > 0) failed",
+        "",
+        "Fatal Python error: Aborted",
+        "Extension modules: x",
+    ]
+    exit = WorkerExit(code=None, signal=signal.SIGABRT, requested=False, violation=None, last_lines=lines)
+    assert exit.describe() == "killed by SIGABRT: ggml.c:42: GGML_ASSERT(n > 0) failed"
 
 
 async def test_crash_by_a_signal_is_named(tmp_path: Path) -> None:

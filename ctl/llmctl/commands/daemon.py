@@ -81,11 +81,20 @@ def _answers(session: Session) -> bool:
 
 
 def _is_alive(pid: int) -> bool:
-    """Whether the process is there; a daemon in another PID namespace is not seen, and its socket decides."""
+    """Whether the process runs; a daemon in another PID namespace is not seen, and its socket decides."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except (PermissionError, OverflowError):
         return True
-    return True
+    return not _is_zombie(pid)
+
+
+def _is_zombie(pid: int) -> bool:
+    """Whether it has ended and only waits for its parent to notice."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stat:
+            return stat.read().rpartition(b")")[2].split()[0] == b"Z"
+    except (OSError, IndexError):
+        return False

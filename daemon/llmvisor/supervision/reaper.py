@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import select
 import signal
@@ -53,7 +54,17 @@ class WorkerExit(msgspec.Struct, frozen=True):
             return f"stopped: {self.reason} ({ending})"
         if self.possible_oom:
             return f"{ending} (not by llmvisor; perhaps out of memory)"
-        return ending
+        words = self.last_words if self.code or self.signal == signal.SIGABRT else ""
+        return f"{ending}: {words}" if words else ending
+
+    @property
+    def last_words(self) -> str:
+        """The last line before the end, or before the stacks that faulthandler prints over it."""
+        spoken = itertools.takewhile(lambda line: not line.startswith(_DUMP), self.last_lines)
+        return next((line for line in reversed(list(spoken)) if line.strip()), "")[: limits.last_words_chars_max]
+
+
+_DUMP = "Fatal Python error"
 
 
 def _name(number: int) -> str:

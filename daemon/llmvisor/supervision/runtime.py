@@ -304,7 +304,7 @@ class Runtime:
         self._facts.last_lines = exit.last_lines
         self._facts.pid = None
         if self._scheduler.state is not State.STOPPING:
-            self._log.error("worker gone", reason=exit.describe(), last_line="".join(exit.last_lines[-1:]))
+            self._log.error("worker gone", reason=exit.describe())
         self._gone(exit.describe(), permanent=exit.code == EXIT_PERMANENT)
 
     def _gone(self, reason: str, *, permanent: bool = False) -> None:
