@@ -63,6 +63,7 @@ def test_sigkill_mid_stream_ends_with_an_error_event_and_others_go_on(daemon: Da
         assert "error" not in first
         assert json.loads(rest[-1])["error"]["code"] == "runtime_crashed"
         assert "SIGKILL" in json.loads(rest[-1])["error"]["message"]
+        eventually_sync(lambda: "error=runtime_crashed" in daemon.console(), 5)
         status, answer = daemon.complete("victim", max_tokens=3)
         assert status == 200, answer
         assert daemon.worker_pid("victim") != pid

@@ -47,5 +47,7 @@ FRONT = web.AppKey("front", Front)
 REQUEST_ID = web.RequestKey("request_id", str)
 ORIGIN = web.RequestKey("origin", str)
 """The Origin that the answer may be read by, as it is put into `Access-Control-Allow-Origin`."""
+ERROR = web.RequestKey("error", str)
+"""The code of the error that a request ended with, for the access line: a stream's status says nothing of it."""
 MODEL = web.RequestKey("model", str)
 """The model's name, for the access line."""

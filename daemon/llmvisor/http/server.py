@@ -16,7 +16,7 @@ from llmvisor.http import feeds, health, management
 from llmvisor.http import guard as rules
 from llmvisor.http.answers import error_answer
 from llmvisor.http.connections import FrontRunner, check_parser, is_unix
-from llmvisor.http.front import FRONT, MODEL, ORIGIN, REQUEST_ID, Front, Resolve
+from llmvisor.http.front import ERROR, FRONT, MODEL, ORIGIN, REQUEST_ID, Front, Resolve
 from llmvisor.http.generation import unexpected
 from llmvisor.http.ids import Ids
 from llmvisor.http.openai.chat import chat_completions
@@ -122,6 +122,7 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
     try:
         return await handler(request)
     except LlmvisorError as error:
+        request[ERROR] = error.code
         return error_answer(error)
     except web.HTTPException as error:
         return _framework_answer(request, error)
@@ -221,4 +222,5 @@ def _log_access(request: web.Request, status: int, seconds: float) -> None:
         status=status,
         ms=round(seconds * 1000, 3),
         model=request.get(MODEL),
+        error=request.get(ERROR),
     )

@@ -12,7 +12,7 @@ from aiohttp.abc import AbstractStreamWriter
 
 from llmvisor.errors import LlmvisorError
 from llmvisor.http.answers import ENCODER, error_body
-from llmvisor.http.front import Front
+from llmvisor.http.front import ERROR, Front
 
 HEARTBEAT = b": waiting\n\n"
 _HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -54,6 +54,7 @@ class EventStream:
         """End with an error event, or raise the error where it can still have its status."""
         if not self.started:
             raise error
+        self._request[ERROR] = error.code
         await self.write(b"data: " + ENCODER.encode(error_body(error)) + b"\n\n")
 
     async def end(self) -> web.StreamResponse:
