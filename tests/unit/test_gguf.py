@@ -339,3 +339,12 @@ def test_gguf_with_changed_bytes_is_read_or_refused(tmp_path: Path, changes: lis
         assert 0 <= memory.kv_bytes + memory.compute_bytes < 2**63
     assert peak_bytes < 4 * limits.gguf_read_bytes
     assert time.perf_counter() - started < 2.0
+
+
+@pytest.mark.parametrize("layers", [0, 513, 2**31])
+def test_number_of_layers_that_ends_llama_cpp_is_refused(tmp_path: Path, layers: int) -> None:
+    """llama.cpp calls abort() for these: the file is refused before a worker sees it."""
+    path = tmp_path / "model.gguf"
+    path.write_bytes(gguf({**METADATA, "llama.block_count": number(U32, layers)}))
+    with pytest.raises(GgufError, match=f"block_count is {layers}"):
+        read_header(path)

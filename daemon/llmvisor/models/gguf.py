@@ -22,7 +22,7 @@ MICRO_BATCH_TOKENS = 512
 CACHE_CELLS_MULTIPLE = 256
 NUMBER_MAX = 2**32 - 1
 """llama.cpp reads the numbers of an architecture into 32 bits; a larger one counts as not said."""
-LAYERS_MAX = 2**16
+LAYERS_MAX = 512
 BYTES_MAX = 2**60
 """What a file of absurd numbers is estimated at: enough to be refused, and small enough to be written as JSON."""
 LOGIT_ROWS = 128
@@ -162,6 +162,7 @@ def _header(gguf: Gguf, file_bytes: int) -> GgufHeader:
     split_count = max(1, facts.number("split.count"))
     if not gguf.tensors.names and split_count == 1:
         raise Malformed("it holds no tensors, only a vocabulary or metadata")
+    facts.check_layers()
     template = facts.text("tokenizer.chat_template")
     heads, kv_heads = facts.by_layer("attention.head_count"), facts.by_layer("attention.head_count_kv")
     kv_heads = kv_heads or heads
@@ -222,6 +223,13 @@ class _Facts:
         if isinstance(value, Array):
             return [number for number in value.values if isinstance(number, int) and 0 <= number <= NUMBER_MAX]
         return [number] * min(self.of("block_count"), LAYERS_MAX) if (number := self.of(key)) else []
+
+    def check_layers(self) -> None:
+        """llama.cpp ends its process over a number of layers that it has no room for."""
+        key = f"{self._prefix}block_count"
+        layers = self._metadata.get(key)
+        if isinstance(layers, int) and not 1 <= layers <= LAYERS_MAX:
+            raise Malformed(f"{key} is {layers}, and can be 1 to {LAYERS_MAX}")
 
     def count(self, key: str) -> int:
         value = self._metadata.get(key)

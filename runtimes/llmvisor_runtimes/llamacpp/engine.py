@@ -92,7 +92,8 @@ class Engine:
     def progress(self) -> Progress:
         return Progress(
             step=self._steps,
-            phase=self._phase,
+            # Where all are paused nothing is due, and standing still is no hang.
+            phase="idle" if self.delay_seconds() is None else self._phase,
             active=len(self._active),
             waiting=len(self._waiting),
             tokens=self._tokens,

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from llmvisor_runtimes import limits
-from llmvisor_runtimes.backend import LoadError, LoadProgressCallback
+from llmvisor_runtimes.backend import LoadError, LoadProgressCallback, RequestError
 from llmvisor_runtimes.llamacpp.context import LlamaContext, Part
 from llmvisor_runtimes.llamacpp.cores import available_cores
 from llmvisor_runtimes.llamacpp.log import LlamaLog
@@ -162,9 +162,13 @@ class LlamaModel:
         if not source:
             return None, None
         vocabulary = self.vocabulary
-        template = ChatTemplate(
-            source, bos_token=vocabulary.text(vocabulary.bos), eos_token=vocabulary.text(vocabulary.eos)
-        )
+        try:
+            template = ChatTemplate(
+                source, bos_token=vocabulary.text(vocabulary.bos), eos_token=vocabulary.text(vocabulary.eos)
+            )
+        except RequestError as error:
+            hint = "options.chat_template takes another"
+            raise LoadError(f"the chat template cannot be used: {error.message} ({hint})", permanent=True) from error
         return template, hashlib.sha256(source.encode()).hexdigest()
 
     def _describe(self, load_seconds: float, version: str) -> ModelInfo:
