@@ -57,7 +57,7 @@ template_integer_bits_max = 16 * 1024
 
 # -- the llama.cpp engine
 
-prefill_step_seconds = 0.15
+prefill_step_seconds = 0.4
 """How long a step may take for prompts while others stream: the gap they see."""
 
 prefill_granule_tokens = 64

@@ -345,6 +345,6 @@ def test_gguf_with_changed_bytes_is_read_or_refused(tmp_path: Path, changes: lis
 def test_number_of_layers_that_ends_llama_cpp_is_refused(tmp_path: Path, layers: int) -> None:
     """llama.cpp calls abort() for these: the file is refused before a worker sees it."""
     path = tmp_path / "model.gguf"
-    path.write_bytes(gguf({**METADATA, "llama.block_count": number(U32, layers)}))
+    path.write_bytes(g.gguf({**g.METADATA, "llama.block_count": g.number(g.U32, layers)}))
     with pytest.raises(GgufError, match=f"block_count is {layers}"):
         read_header(path)
