@@ -41,11 +41,18 @@ async def _compare(ours: Server, peer: Server, streams: int, options: Options) -
 
 
 async def tokens_per_second(server: Server, streams: int, tokens: int) -> float:
-    """All streams' tokens, from the first text of any to the last of all."""
+    """All streams' tokens while all of them decode: from the last one's first text to the first one's end.
+
+    Prompts are read before that: one that still is would be counted against whoever answers the others early.
+    """
     traces = await asyncio.gather(*(_one_stream(server, tokens) for _ in range(streams)))
-    began = min(trace.arrivals[0] for trace in traces)
-    ended = max(trace.arrivals[-1] for trace in traces)
-    return sum(trace.tokens - 1 for trace in traces) / (ended - began)
+    began = max(trace.arrivals[0] for trace in traces)
+    ended = min(trace.arrivals[-1] for trace in traces)
+    within = sum(
+        trace.tokens / len(trace.arrivals) * sum(began < arrival <= ended for arrival in trace.arrivals)
+        for trace in traces
+    )
+    return within / (ended - began)
 
 
 async def _one_stream(server: Server, tokens: int) -> StreamTrace:
