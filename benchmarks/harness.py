@@ -105,8 +105,8 @@ def mock_model(**options: object) -> dict[str, dict[str, object]]:
 
 
 @contextlib.contextmanager
-def llama_server(load: Load) -> Generator[Server]:
-    """The peer, with the same file, context, sequences and threads; the rest is its own default."""
+def llama_server(load: Load, *options: str) -> Generator[Server]:
+    """The peer, with the same file, context, sequences and threads; the rest is its own default but for `options`."""
     binary = llama_server_path()
     if not binary.is_file():
         raise BenchmarkError(f"llama-server is not at {binary}: run `make bench-peers`")
@@ -116,6 +116,7 @@ def llama_server(load: Load) -> Generator[Server]:
         *("--model", str(starter_model_path(os.environ))),
         *("--host", HOST, "--port", str(port)),
         *("--ctx-size", str(load.n_ctx), "--parallel", str(load.parallel), "--threads", str(load.threads)),
+        *options,
     ]
     with _folder() as folder, _process("llama-server", argv, folder) as (process, began):
         _await_http(process, port, "/health", folder)
