@@ -80,3 +80,9 @@ abort_batch_tokens_min = 64
 
 delta_tokens_split = 4096
 """Tokens in one frame where a step is too long for one; with all alternatives about 3 MB."""
+
+parked_gain_tokens_min = 32
+"""A copy of a sequence, out of the context or back, has to save at least so many tokens."""
+
+parked_share_min = 4
+"""A sequence is copied out of the context only if so many of its size would fit: a huge copy holds up who streams."""

@@ -352,11 +352,25 @@ def test_cached_prefix_gives_the_same_text(driver: LlamaDriver) -> None:
 def test_cache_prompt_false_computes_everything_and_leaves_nothing(driver: LlamaDriver) -> None:
     """A request that must not use the cache is not in it afterwards either."""
     driver.generate(prompt_of(100), max_tokens=2)
-    kept = driver.backend.progress().kv_used
-    id = driver.submit(prompt_of(100), max_tokens=2, cache_prompt=False)
+    alone = driver.submit(prompt_of(100), max_tokens=2, cache_prompt=False)
     driver.run()
-    assert driver.done[id].cached_tokens == 0
-    assert driver.backend.progress().kv_used == kept
+    assert driver.done[alone].cached_tokens == 0
+    assert driver.backend.progress().kv_used == 0
+    again = driver.submit(prompt_of(100), max_tokens=2)
+    driver.run()
+    assert driver.done[again].cached_tokens == 99
+
+
+def test_idle_cache_makes_way_for_who_decodes_and_comes_back(driver: LlamaDriver) -> None:
+    """1. A long prompt ends. 2. Another one decodes: its cells are the only ones in the context. 3. The first goes on.
+    Result: what it had is not computed again, and it says what it would have said."""
+    first = driver.generate(prompt_of(200), max_tokens=8, logprobs=5)
+    driver.generate(prompt_of(120, 1), max_tokens=8)
+    assert driver.backend.progress().kv_used < 140
+    again = driver.submit(prompt_of(200), max_tokens=8, logprobs=5)
+    driver.run()
+    assert driver.done[again].cached_tokens == 199
+    assert_same_up_to_noise(first, driver.outputs[again, 0], epsilon=NOISE)
 
 
 def test_choices_share_one_prefill(driver: LlamaDriver) -> None:

@@ -7,7 +7,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
 
-from llmvisor_runtimes.llamacpp.kvcache import KvCache, Match, common_prefix
+from llmvisor_runtimes.llamacpp.kvcache import KvCache, Match
+from llmvisor_runtimes.llamacpp.parked import ParkedSequences, common_prefix
 
 
 class Memory:
@@ -33,6 +34,13 @@ class Memory:
         self.cells += [(start + step, {sequence}) for step in range(count)]
         assert len(self.cells) <= self.size, "llama_decode would have found no room"
 
+    def save(self, sequence: int) -> bytearray:
+        return bytearray(len(self.positions(sequence)))
+
+    def restore(self, sequence: int, state: bytearray) -> bool:
+        self.compute(sequence, len(state))
+        return True
+
     def positions(self, sequence: int) -> list[int]:
         return sorted(position for position, holders in self.cells if sequence in holders)
 
@@ -40,9 +48,11 @@ class Memory:
 class Books:
     """A cache and a memory that are used together."""
 
-    def __init__(self, cells: int = 100, sequences: int = 4, *, can_cut: bool = True) -> None:
+    def __init__(
+        self, cells: int = 100, sequences: int = 4, *, can_cut: bool = True, parked: ParkedSequences | None = None
+    ) -> None:
         self.memory = Memory(cells)
-        self.kv = KvCache(self.memory, cells=cells, sequences=sequences, can_cut=can_cut)
+        self.kv = KvCache(self.memory, cells=cells, sequences=sequences, can_cut=can_cut, parked=parked)
 
     def open(self, tokens: list[int]) -> int | None:
         """A sequence for a prompt, with what the cache has of it."""
@@ -202,12 +212,17 @@ class KvCacheMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.books = Books(cells=24, sequences=4)
+        self.parked = ParkedSequences(bytes_max=40, bytes_per_token=1, gain_tokens_min=2)
+        self.books = Books(cells=24, sequences=4, parked=self.parked)
         self.busy: dict[int, list[int]] = {}
 
     @rule(target=opened, tokens=st.lists(st.integers(0, 1), min_size=1, max_size=20))
     def open(self, tokens: list[int]) -> int:
+        found = self.parked.best(tokens, len(tokens) - 1)
+        here = self.books.kv.match(tokens, len(tokens) - 1).length
+        self.books.kv.recall(tokens, len(tokens) - 1)
         match = self.books.kv.match(tokens, len(tokens) - 1)
+        assert here <= match.length <= max(here, found[1] if found else 0), "recalling never costs a better match"
         fits = self.books.kv.fits(tokens, match, 0)
         sequence = self.books.kv.open(match)
         if sequence is None:
@@ -232,6 +247,16 @@ class KvCacheMachine(RuleBasedStateMachine):
             self.busy[sequence] += tokens
         else:
             assert self.books.kv.room < len(tokens)
+
+    @rule()
+    def park(self) -> None:
+        idle = len(self.books.kv.idle)
+        self.books.kv.park_one()
+        assert idle - len(self.books.kv.idle) in {0, 1}
+
+    @invariant()
+    def parked_is_bounded(self) -> None:
+        assert self.parked.bytes <= 40
 
     @rule(sequence=consumes(opened), keep=st.booleans())
     def close(self, sequence: int, keep: bool) -> None:
@@ -268,3 +293,59 @@ class KvCacheMachine(RuleBasedStateMachine):
 
 TestKvCacheStateful = KvCacheMachine.TestCase
 TestKvCacheStateful.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+def test_idle_sequence_moves_out_and_comes_back_when_its_text_does() -> None:
+    """While others decode it takes no cells; a prompt that begins the same way gets all of it back."""
+    books = Books(parked=ParkedSequences(bytes_max=400, bytes_per_token=1, gain_tokens_min=4))
+    first = list(range(20))
+    books.run(first)
+    books.kv.park_one()
+    assert (books.kv.used, books.kv.idle, books.memory.cells) == (0, [], [])
+    books.run([99, 98])
+    books.kv.recall([*first, 50], 20)
+    assert books.kv.match([*first, 50], 20).length == 20
+
+
+def test_little_is_not_copied_back() -> None:
+    """A parked sequence that would save less than a copy costs stays where it is."""
+    books = Books(parked=ParkedSequences(bytes_max=400, bytes_per_token=1, gain_tokens_min=4))
+    books.run([1, 2, 3, 4, 5, 6])
+    books.kv.park_one()
+    books.kv.recall([1, 2, 3, 9, 9, 9], 5)
+    assert books.kv.idle == []
+
+
+def test_large_sequence_stays_in_the_context() -> None:
+    """Copying it would hold up those that stream."""
+    books = Books(parked=ParkedSequences(bytes_max=40, bytes_per_token=1, gain_tokens_min=4))
+    sequence = books.run(list(range(20)))
+    books.kv.park_one()
+    assert books.kv.idle == [sequence]
+
+
+def test_sequences_evicted_for_room_are_parked_first() -> None:
+    """What has to leave the context is not lost either."""
+    books = Books(cells=24, parked=ParkedSequences(bytes_max=400, bytes_per_token=1, gain_tokens_min=4))
+    books.run(list(range(20)))
+    books.run([*range(100, 120)])
+    books.kv.recall([*range(20), 7], 20)
+    assert books.kv.match([*range(20), 7], 20).length == 20
+
+
+def test_parked_sequences_are_bounded_and_forget_the_oldest() -> None:
+    """Bytes are counted, and one that another contains goes first."""
+    parked = ParkedSequences(bytes_max=40, bytes_per_token=1, gain_tokens_min=1)
+    for start in (0, 100, 200, 300, 400):
+        assert parked.put(list(range(start, start + 10)), lambda: bytearray(10))
+    assert (len(parked), parked.bytes) == (4, 40)
+    assert parked.best(list(range(10)), 10) is None
+    assert parked.put([*range(100, 110)], lambda: bytearray(10)), "it is there already"
+    assert len(parked) == 4
+
+
+def test_state_that_cannot_be_saved_is_not_parked() -> None:
+    """It stays in the context."""
+    parked = ParkedSequences(bytes_max=40, bytes_per_token=1, gain_tokens_min=1)
+    assert not parked.put([1, 2, 3], bytearray)
+    assert len(parked) == 0

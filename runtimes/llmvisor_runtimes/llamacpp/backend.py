@@ -44,7 +44,13 @@ class LlamaCppBackend:
         from llmvisor_runtimes.llamacpp.model import LlamaModel  # noqa: PLC0415
 
         model = LlamaModel(load, progress, version=self.version())
-        kv = KvCache(model.context, cells=model.context.n_ctx, sequences=model.sequences, can_cut=model.can_cut)
+        kv = KvCache(
+            model.context,
+            cells=model.context.n_ctx,
+            sequences=model.sequences,
+            can_cut=model.can_cut,
+            parked=model.parked(),
+        )
         self._model = model
         self._engine = Engine(model.context, model.vocabulary, slots=model.slots, kv=kv)
         # What is loaded stays: the collector need not walk it again while tokens wait.

@@ -92,6 +92,16 @@ class LlamaContext:
     def copy(self, source: int, target: int, stop: int) -> None:
         llama_cpp.llama_memory_seq_cp(self._memory, source, target, 0, stop)
 
+    def save(self, sequence: int) -> bytearray:
+        size = llama_cpp.llama_state_seq_get_size(self.pointer, sequence)
+        state = bytearray(size)
+        written = llama_cpp.llama_state_seq_get_data(self.pointer, _array_over(state), size, sequence)
+        return state if written == size else bytearray()
+
+    def restore(self, sequence: int, state: bytearray) -> bool:
+        read = llama_cpp.llama_state_seq_set_data(self.pointer, _array_over(state), len(state), sequence)
+        return read == len(state)
+
     def clear(self) -> None:
         """Forget everything."""
         llama_cpp.llama_memory_clear(self._memory, True)
@@ -130,3 +140,7 @@ class LlamaContext:
         self._abort_callback = llama_cpp.ggml_abort_callback(address)
         data = ctypes.cast(self._abort_flag, ctypes.c_void_p)
         llama_cpp.llama_set_abort_callback(self.pointer, self._abort_callback, data)
+
+
+def _array_over(data: bytearray) -> ctypes.Array[ctypes.c_uint8]:
+    return (ctypes.c_uint8 * len(data)).from_buffer(data)

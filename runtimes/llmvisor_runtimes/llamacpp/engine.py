@@ -19,7 +19,8 @@ from llmvisor_runtimes.llamacpp import context as llama
 from llmvisor_runtimes.llamacpp.batch import PrefillPace, compose
 from llmvisor_runtimes.llamacpp.choice import Choice, Request, make_request
 from llmvisor_runtimes.llamacpp.context import LlamaContext, Part
-from llmvisor_runtimes.llamacpp.kvcache import KvCache, Match, common_prefix
+from llmvisor_runtimes.llamacpp.kvcache import KvCache, Match
+from llmvisor_runtimes.llamacpp.parked import common_prefix
 from llmvisor_runtimes.llamacpp.sampling import Row, token_logprob
 from llmvisor_runtimes.llamacpp.vocabulary import Vocabulary
 from llmvisor_runtimes.protocol import Delta, Done, Failed, Generate, Phase, Report, Step, TokenLogprob
@@ -154,6 +155,7 @@ class Engine:
                 continue
             if choice.request.id in self._paused:
                 continue
+            self._kv.recall(choice.tokens, choice.reuse_max)
             match = self._kv.match(choice.tokens, choice.reuse_max)
             if self._prefix_is_coming(choice, match):
                 self._may_admit = True
@@ -199,6 +201,8 @@ class Engine:
             return
         tokens = sum(feed.length for feed in feeds)
         self._phase = "prefill" if tokens > len(feeds) else "decode"
+        if self._phase == "decode":
+            self._kv.park_one()
         now = time.perf_counter()
         status = self._decode(feeds, now)
         self._steps += 1

@@ -2,7 +2,8 @@
 
 A cell holds the keys and values of one token at one position. Sequences share cells: a copy of a prefix takes none.
 A sequence is *busy* while somebody computes with it, and *idle* afterwards: kept as cache, for prompts that begin the
-same way, until its cells or its id are needed, least recently used first.
+same way, until its cells or its id are needed, least recently used first. While others decode, idle ones are moved
+out of the context one by one (`parked.py`), and come back when they are wanted.
 """
 
 from __future__ import annotations
@@ -10,8 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-_BLOCK = 128
-"""Tokens compared at once; list comparison is C, a loop is not."""
+from llmvisor_runtimes.llamacpp.parked import ParkedSequences, common_prefix
 
 
 class KvMemory(Protocol):
@@ -25,6 +25,14 @@ class KvMemory(Protocol):
         """Let `target` share the positions of `source` before `stop`."""
         ...
 
+    def save(self, sequence: int) -> bytearray:
+        """All that is needed to have a sequence again; empty where that cannot be."""
+        ...
+
+    def restore(self, sequence: int, state: bytearray) -> bool:
+        """Have it again under this id; False where there is no room."""
+        ...
+
 
 class Match(NamedTuple):
     """The resident sequence that begins most like a prompt does, and how many tokens are the same."""
@@ -34,24 +42,34 @@ class Match(NamedTuple):
 
 
 class _Resident:
-    __slots__ = ("busy", "cells", "tokens", "used")
+    __slots__ = ("busy", "cells", "parkable", "tokens", "used")
 
     def __init__(self, tokens: list[int], cells: list[int], used: int) -> None:
         self.tokens = tokens
         self.cells = cells
         self.used = used
         self.busy = True
+        self.parkable = True
 
 
 class KvCache:
     """Books for `cells` cells and the sequence ids 0 … `sequences` - 1.
 
     `can_cut` is False for engines that cannot forget the end of a sequence (recurrent models): then only whole idle
-    sequences are continued.
+    sequences are continued. Without `parked` idle sequences stay in the context.
     """
 
-    def __init__(self, memory: KvMemory, *, cells: int, sequences: int, can_cut: bool = True) -> None:
+    def __init__(
+        self,
+        memory: KvMemory,
+        *,
+        cells: int,
+        sequences: int,
+        can_cut: bool = True,
+        parked: ParkedSequences | None = None,
+    ) -> None:
         self.cells = cells
+        self._parked = parked if can_cut else None
         self._memory = memory
         self.can_cut = can_cut
         self._free_cells = list(range(cells - 1, -1, -1))
@@ -143,7 +161,7 @@ class KvCache:
         if count <= len(self._free_cells):
             return True
         for sequence in self.idle if count <= self.room else []:
-            self.drop(sequence)
+            self._evict(sequence)
             if count <= len(self._free_cells):
                 return True
         return False
@@ -179,6 +197,40 @@ class KvCache:
         self._release(resident, 0)
         self._free_ids.append(sequence)
 
+    def park_one(self) -> None:
+        """Move the least recently used idle sequence that can be out of the way of those that decode."""
+        if self._parked is None or not self._idle_cells:
+            return
+        for sequence in self.idle:
+            resident = self._residents[sequence]
+            if resident.parkable:
+                resident.parkable = self._park(sequence)
+                if resident.parkable:
+                    self.drop(sequence)
+                return
+
+    def recall(self, tokens: Sequence[int], reuse_max: int) -> None:
+        """Bring a parked sequence back, as an idle one, where it begins more like `tokens` than all that is here."""
+        found = self._parked.best(tokens, reuse_max) if self._parked is not None else None
+        if self._parked is None or found is None:
+            return
+        parked, length = found
+        if length < self.match(tokens, reuse_max).length + self._parked.gain_tokens_min:
+            return
+        if not self.make_room(len(parked.tokens)):
+            return
+        sequence = self._take_id(spared=None)
+        if sequence is None:
+            return
+        self._parked.take(parked)
+        if not self._memory.restore(sequence, parked.state):
+            self._memory.remove(sequence, 0)
+            self._free_ids.append(sequence)
+            return
+        self._residents[sequence] = _Resident([], [], self._tick())
+        self.extend(sequence, parked.tokens)
+        self._set_busy(self._residents[sequence], False)
+
     def repair(self, sequence: int) -> None:
         """Make the memory forget what a computation that failed may have left behind."""
         self._memory.remove(sequence, self.length(sequence))
@@ -189,12 +241,22 @@ class KvCache:
         self._clock += 1
         return self._clock
 
+    def _park(self, sequence: int) -> bool:
+        """Keep a copy of a sequence outside the context."""
+        tokens = self._residents[sequence].tokens
+        return self._parked is not None and self._parked.put(list(tokens), lambda: self._memory.save(sequence))
+
+    def _evict(self, sequence: int) -> None:
+        """Give up an idle sequence's place."""
+        self._park(sequence)
+        self.drop(sequence)
+
     def _take_id(self, spared: int | None) -> int | None:
         if not self._free_ids:
             victims = [sequence for sequence in self.idle if sequence != spared]
             if not victims:
                 return None
-            self.drop(victims[0])
+            self._evict(victims[0])
         return self._free_ids.pop()
 
     def _cut_in_place(self, match: Match) -> int | None:
@@ -209,6 +271,7 @@ class KvCache:
 
     def _set_busy(self, resident: _Resident, busy: bool) -> None:
         resident.busy = busy
+        resident.parkable = True
         self._count(resident.cells, holders=0, busy=1 if busy else -1)
 
     def _release(self, resident: _Resident, start: int) -> None:
@@ -225,15 +288,3 @@ class KvCache:
             self._idle_cells += is_idle - was_idle
             if holders < 0 and not self._holders[cell]:
                 self._free_cells.append(cell)
-
-
-def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens two lists have in common from the start."""
-    stop = min(len(first), len(second))
-    place = 0
-    while place < stop and first[place : place + _BLOCK] == second[place : place + _BLOCK]:
-        place += _BLOCK
-    place = min(place, stop)
-    while place < stop and first[place] == second[place]:
-        place += 1
-    return place

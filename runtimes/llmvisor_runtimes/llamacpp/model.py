@@ -16,10 +16,12 @@ from llmvisor_runtimes.llamacpp.cores import available_cores
 from llmvisor_runtimes.llamacpp.log import LlamaLog
 from llmvisor_runtimes.llamacpp.native import llama_cpp
 from llmvisor_runtimes.llamacpp.options import decode_options
+from llmvisor_runtimes.llamacpp.parked import ParkedSequences
 from llmvisor_runtimes.llamacpp.vocabulary import Vocabulary
 from llmvisor_runtimes.protocol import Load, Memory, ModelInfo, ModelOptions
 from llmvisor_runtimes.template import ChatTemplate
 
+_BYTES_PER_MB = 1024 * 1024
 _SEQUENCES_MAX = 256
 """LLAMA_MAX_SEQ of llama.cpp."""
 _FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
@@ -35,6 +37,7 @@ class LlamaModel:
         """Raises `LoadError`."""
         self.options = decode_options(load.options.options)
         self.slots = load.options.parallel
+        self._gpu_layers = load.options.n_gpu_layers
         self._check(load)
         self._log = LlamaLog()
         self._log.install()
@@ -66,6 +69,14 @@ class LlamaModel:
     def sequences(self) -> int:
         """Sequence ids: one for each slot and some for the idle cache."""
         return min(_SEQUENCES_MAX, self.slots + self.options.idle_sequences)
+
+    def parked(self) -> ParkedSequences | None:
+        """Room for idle sequences outside the context; None where that is a GPU's memory, which copies have far to."""
+        on_gpu = llama_cpp.llama_supports_gpu_offload() and self._gpu_layers and self.options.offload_kqv
+        if on_gpu or not self.options.idle_cache_mb:
+            return None
+        bytes_per_token = max(1, self.info.memory.kv_bytes // self.context.n_ctx)
+        return ParkedSequences(bytes_max=self.options.idle_cache_mb * _BYTES_PER_MB, bytes_per_token=bytes_per_token)
 
     def _check(self, load: Load) -> None:
         """What can be told without llama.cpp, which says less about it."""

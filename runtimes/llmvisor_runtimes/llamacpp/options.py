@@ -33,6 +33,9 @@ class LlamaCppOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     offload_kqv: bool = True
     idle_sequences: Annotated[int, msgspec.Meta(ge=0, le=128)] = 16
     """Ended sequences that are kept as cache for prompts that begin the same way."""
+    idle_cache_mb: Annotated[int, msgspec.Meta(ge=0)] = 512
+    """Memory beside the context that they may take while others decode, where the context is in main memory; 0 leaves
+    them in the context."""
 
 
 def decode_options(raw: dict[str, msgspec.Raw]) -> LlamaCppOptions:

@@ -1,0 +1,89 @@
+"""Ended sequences that were moved out of the context into the process's own memory. Pure.
+
+A cache inside the context costs whoever decodes: each step passes over its cells. Out here it costs bytes alone, and
+comes back with one copy when a prompt begins the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from llmvisor_runtimes import limits
+
+
+class Parked(NamedTuple):
+    """A sequence's tokens, and what the engine saved of it."""
+
+    tokens: list[int]
+    state: bytearray
+
+
+class ParkedSequences:
+    """At most `bytes_max` of them, the one parked longest ago given up first.
+
+    A copy, either way, has to save at least `gain_tokens_min` tokens.
+    """
+
+    def __init__(
+        self, *, bytes_max: int, bytes_per_token: int, gain_tokens_min: int = limits.parked_gain_tokens_min
+    ) -> None:
+        self.gain_tokens_min = gain_tokens_min
+        self._bytes_max = bytes_max
+        self._bytes_per_token = bytes_per_token
+        self._kept: list[Parked] = []
+        self.bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def put(self, tokens: list[int], save: Callable[[], bytearray]) -> bool:
+        """Keep a sequence, `save` giving its state; False for one so large that copying it would hold up others.
+
+        One that adds hardly anything to another is not worth the copy, and counts as kept.
+        """
+        if len(tokens) * self._bytes_per_token > self._bytes_max // limits.parked_share_min:
+            return False
+        best = self.best(tokens, len(tokens))
+        if best is not None and len(tokens) - best[1] < self.gain_tokens_min:
+            return True
+        state = save()
+        if state:
+            self._keep(Parked(tokens, state))
+        return bool(state)
+
+    def best(self, tokens: Sequence[int], reuse_max: int) -> tuple[Parked, int] | None:
+        """The one that begins most like `tokens`, and how many tokens are the same."""
+        lengths = [min(reuse_max, common_prefix(parked.tokens, tokens)) for parked in self._kept]
+        length, place = max(((length, place) for place, length in enumerate(lengths)), default=(0, 0))
+        return (self._kept[place], length) if length else None
+
+    def take(self, parked: Parked) -> None:
+        """Forget one that goes back into the context."""
+        self._kept = [kept for kept in self._kept if kept is not parked]
+        self.bytes -= len(parked.state)
+
+    def _keep(self, new: Parked) -> None:
+        for kept in list(self._kept):
+            if new.tokens[: len(kept.tokens)] == kept.tokens:
+                self.take(kept)  # everything it could serve, the new one can
+        self._kept.append(new)
+        self.bytes += len(new.state)
+        while self.bytes > self._bytes_max:
+            self.take(self._kept[0])
+
+
+_BLOCK = 128
+"""Tokens compared at once; list comparison is C, a loop is not."""
+
+
+def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens two lists have in common from the start."""
+    stop = min(len(first), len(second))
+    place = 0
+    while place < stop and first[place : place + _BLOCK] == second[place : place + _BLOCK]:
+        place += _BLOCK
+    place = min(place, stop)
+    while place < stop and first[place] == second[place]:
+        place += 1
+    return place
