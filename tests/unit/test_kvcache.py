@@ -254,6 +254,10 @@ class KvCacheMachine(RuleBasedStateMachine):
         self.books.kv.park_one()
         assert idle - len(self.books.kv.idle) in {0, 1}
 
+    @rule()
+    def park_all(self) -> None:
+        self.books.kv.park_all([0], 0)
+
     @invariant()
     def parked_is_bounded(self) -> None:
         assert self.parked.bytes <= 40
@@ -305,6 +309,18 @@ def test_idle_sequence_moves_out_and_comes_back_when_its_text_does() -> None:
     books.run([99, 98])
     books.kv.recall([*first, 50], 20)
     assert books.kv.match([*first, 50], 20).length == 20
+
+
+def test_idle_sequences_make_way_for_a_prompt_but_for_the_one_that_it_continues() -> None:
+    """A prompt that starts alone gets the first cells; what it shares stays where it is."""
+    books = Books(parked=ParkedSequences(bytes_max=400, bytes_per_token=1, gain_tokens_min=4))
+    books.run(list(range(10)))
+    second = books.run(list(range(50, 60)))
+    books.kv.park_all([*range(50, 60), 7], 10)
+    assert books.kv.idle == [second]
+    assert books.kv.used == 10
+    books.kv.park_all([50, 51, 52, 7, 7], 4)
+    assert books.kv.idle == [], "three tokens are not worth their place"
 
 
 def test_little_is_not_copied_back() -> None:

@@ -156,6 +156,8 @@ class Engine:
             if choice.request.id in self._paused:
                 continue
             self._kv.recall(choice.tokens, choice.reuse_max)
+            if not self._active:
+                self._kv.park_all(choice.tokens, choice.reuse_max)
             match = self._kv.match(choice.tokens, choice.reuse_max)
             if self._prefix_is_coming(choice, match):
                 self._may_admit = True

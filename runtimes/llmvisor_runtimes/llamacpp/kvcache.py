@@ -199,15 +199,19 @@ class KvCache:
 
     def park_one(self) -> None:
         """Move the least recently used idle sequence that can be out of the way of those that decode."""
-        if self._parked is None or not self._idle_cells:
+        if self._idle_cells:
+            self._park_some(self.idle, count=1)
+
+    def park_all(self, tokens: Sequence[int], reuse_max: int) -> None:
+        """Move the idle sequences out, but for the one that `tokens` continue: a prompt then gets the first cells.
+
+        A step passes over all cells up to the last one that is used, and threads share them out in equal parts.
+        """
+        if self._parked is None:
             return
-        for sequence in self.idle:
-            resident = self._residents[sequence]
-            if resident.parkable:
-                resident.parkable = self._park(sequence)
-                if resident.parkable:
-                    self.drop(sequence)
-                return
+        match = self.match(tokens, reuse_max)
+        spared = match.sequence if match.length >= self._parked.gain_tokens_min else None
+        self._park_some([sequence for sequence in self.idle if sequence != spared], count=self.cells)
 
     def recall(self, tokens: Sequence[int], reuse_max: int) -> None:
         """Bring a parked sequence back, as an idle one, where it begins more like `tokens` than all that is here."""
@@ -240,6 +244,17 @@ class KvCache:
     def _tick(self) -> int:
         self._clock += 1
         return self._clock
+
+    def _park_some(self, idle: Sequence[int], *, count: int) -> None:
+        for sequence in idle:
+            resident = self._residents[sequence]
+            if self._parked is None or count == 0:
+                return
+            if resident.parkable:
+                count -= 1
+                resident.parkable = self._park(sequence)
+                if resident.parkable:
+                    self.drop(sequence)
 
     def _park(self, sequence: int) -> bool:
         """Keep a copy of a sequence outside the context."""
