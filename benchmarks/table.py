@@ -7,6 +7,23 @@ from datetime import datetime
 
 from benchmarks.figures import Figure
 
+_WHERE_THE_TIME_GOES = """\
+Where the time goes:
+
+- Decode, many streams: llama-server, told how many sequences there are, splits the context into as many parts, and a
+  step looks at each sequence's own. Ours shares one cache, so that any sequence may have all of it and a prefix is
+  computed once; a step then passes over the cells of all. Beside llama-server with one cache (`--kv-unified`) that
+  difference is gone.
+- Decode, few streams: what is left is Python's part of a step, and that the daemon's process and pipes take their turns
+  on the cores that compute; llama-server does it all in one process.
+- Prefill beside a stream: short steps keep the gap short and cost the prompt some of its speed; both times to its first
+  token stand below.
+- Requests on 64 connections: each passes the front, the scheduler, two pipes and the mock's process, on the same two
+  cores as the client; the bare handler answers out of one.
+- SSE: encoding one event for each token, and one system call for each stream and wake-up. The wall figure is bounded by
+  the two cores that the daemon, the mock and the client share.
+"""
+
 _HEADINGS = ("figure", "unit", "ours", "peer", "peer's", "ours ÷ peer", "spread", "target", "met")
 
 
@@ -35,6 +52,7 @@ def results_page(figures: Sequence[Figure], measured_at: datetime) -> str:
         "Absolute numbers are for orientation.",
         "",
         table(figures),
+        _WHERE_THE_TIME_GOES,
         "Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".",
     ]
     if notes:

@@ -26,7 +26,7 @@ NOISE = 0.02
 """What another order of the same sums changes in a log-probability, generously: half floats stand in the KV cache."""
 STARTER_NOISE = 0.5
 """The same for the starter model, whose matrices are multiplied in 8 bits, by other kernels for other batch sizes.
-Measured: 0.16 over 60 tokens."""
+Measured: 0.31 between the candidates where texts part."""
 LETTERS = dict.fromkeys(byte_tokens("abcdefghijklmnopqrstuvwxyz"), 0.0)
 LETTERS_ONLY = Sampling(temperature=0, logit_bias={token: -1e9 for token in range(VOCABULARY) if token not in LETTERS})
 
