@@ -25,7 +25,6 @@ LlmvisorError
 ├── ServerError                 the daemon cannot serve at the moment
 │   ├── QueueFull               503 queue_full           (retryable)
 │   ├── ShuttingDown            503 shutting_down        (retryable)
-│   ├── GenerationTimeout       504 timeout
 │   └── InternalError           500 internal_error
 ├── ConfigError                 configuration that cannot be used, every problem at once
 ├── StartError                  the daemon cannot start (lock held, port taken, socket refused)
@@ -179,12 +178,6 @@ class QueueFull(ServerError):
 class ShuttingDown(ServerError):
     code = "shutting_down"
     retryable = True
-
-
-class GenerationTimeout(ServerError):
-    status = 504
-    type = "timeout_error"
-    code = "timeout"
 
 
 class InternalError(ServerError):

@@ -30,7 +30,6 @@ ERRORS: list[tuple[errors.LlmvisorError, int, str, str]] = [
     (errors.RuntimeCrashed("x"), 503, "model_error", "runtime_crashed"),
     (errors.QueueFull("x", retry_after_seconds=0.2), 503, "server_error", "queue_full"),
     (errors.ShuttingDown("x", retry_after_seconds=1), 503, "server_error", "shutting_down"),
-    (errors.GenerationTimeout("x"), 504, "timeout_error", "timeout"),
     (errors.InternalError("x"), 500, "server_error", "internal_error"),
 ]
 

@@ -61,7 +61,8 @@ def test_port_of_a_daemon_that_just_ended_can_be_taken() -> None:
         with socket.create_connection(("127.0.0.1", port), 5):
             first.setblocking(True)
             first.accept()[0].close()
-    open_tcp("127.0.0.1", port).close()
+    with closing(open_tcp("127.0.0.1", port)) as second:
+        assert second.getsockname()[1] == port
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid", "a..b", "x" * 64])
@@ -153,6 +154,7 @@ def test_port_file_that_is_gone_is_no_error(folder: Path) -> None:
     path = folder / ".port"
     with PortFile(path, 8123):
         path.unlink()
+    assert os.listdir(folder) == []
 
 
 def test_port_file_that_cannot_be_written_exits_78_and_leaves_nothing(folder: Path) -> None:
@@ -165,7 +167,8 @@ def test_port_file_that_cannot_be_written_exits_78_and_leaves_nothing(folder: Pa
     assert os.listdir(folder) == [".port"]
 
 
-def test_no_port_file_is_written_where_none_is_wanted() -> None:
+def test_no_port_file_is_written_where_none_is_wanted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`port_file: null`."""
+    monkeypatch.chdir(folder)
     with PortFile(None, 8123):
-        pass
+        assert os.listdir(folder) == []

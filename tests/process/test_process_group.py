@@ -80,6 +80,7 @@ def test_signals_to_a_group_that_has_gone_are_no_error(leader: subprocess.Popen[
     group.signal(signal.SIGTERM)
     group.kill_rest()
     group.signal_group(signal.SIGTERM)
+    assert leader.returncode == -signal.SIGKILL
     group.close()
     group.close()
 

@@ -47,6 +47,8 @@ def test_release_gives_the_room_back() -> None:
     one.release("a")
     one.release("a")
     one.reserve("b", 10)
+    with pytest.raises(InsufficientMemory, match="held by b"):
+        one.reserve("a", 1)
 
 
 def test_model_that_loads_again_counts_once() -> None:
