@@ -76,6 +76,8 @@ NONCE_VARIABLE = "LLMVISOR_WORKER_NONCE"
 """Carries the nonce to all that a worker starts, so that what outlives it can be told from a stranger."""
 
 _STDERR_FD = 2
+_SPAWN_FDS = 8
+"""What starting a process takes for itself: three ends of stdio, a pipe for its error and one for the signal."""
 _FOR_NOW = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
@@ -172,6 +174,7 @@ async def _spawn(spec: WorkerSpec, nonce: str) -> Spawned:
         )
         environment = worker_environment(os.environ, spec.env) | {NONCE_VARIABLE: nonce}
         _check_strings(arguments, environment)
+        _require_descriptors(_SPAWN_FDS)
         # No preexec_fn: uvloop blocks its loop for one. Ends of our own instead of PIPE: with those the standard
         # library's `wait()` hangs for as long as a grandchild holds them.
         process = await asyncio.create_subprocess_exec(
@@ -202,6 +205,13 @@ def _pipe(*, reads: ExitStack, writes: ExitStack) -> tuple[int, int]:
     reads.callback(os.close, read_fd)
     writes.callback(os.close, write_fd)
     return read_fd, write_fd
+
+
+def _require_descriptors(count: int) -> None:
+    """Raises OSError where fewer can be opened: uvloop would leave open what it had got before it ran out."""
+    with ExitStack() as held:
+        for _ in range(count):
+            held.callback(os.close, os.dup(_STDERR_FD))
 
 
 def _seal_descriptors() -> None:
