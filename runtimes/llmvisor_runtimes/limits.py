@@ -9,6 +9,21 @@ tick_interval_seconds = 1.0
 tokenize_text_bytes_max = 16 * 1024 * 1024
 """The longest text that one tokenize call takes."""
 
+retokenize_text_bytes_min = 2048
+"""A text shorter than this is tokenized whole at once."""
+
+retokenize_overlap_tokens = 32
+"""So many tokens of a text seen before are made again, to see whether they come out the same."""
+
+retokenize_margin_bytes = 64
+"""So far before the place where two texts part their tokens may differ."""
+
+retokenize_texts_max = 16
+"""Texts that are remembered with their tokens."""
+
+retokenize_bytes_max = 8 * 1024 * 1024
+"""Length of all these texts together."""
+
 template_output_bytes_max = 8 * 1024 * 1024
 """The longest prompt that a chat template may render to."""
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+import numpy as np
+
 from llmvisor_runtimes.llamacpp.parked import ParkedSequences, common_prefix
 
 
@@ -73,8 +75,8 @@ class KvCache:
         self._memory = memory
         self.can_cut = can_cut
         self._free_cells = list(range(cells - 1, -1, -1))
-        self._holders = [0] * cells
-        self._busy_holders = [0] * cells
+        self._holders = np.zeros(cells, np.int32)
+        self._busy_holders = np.zeros(cells, np.int32)
         self._idle_cells = 0
         self._free_ids = list(range(sequences - 1, -1, -1))
         self._residents: dict[int, _Resident] = {}
@@ -125,7 +127,7 @@ class KvCache:
         if match.sequence is not None:
             # Idle cells that are going to be shared cannot also be taken.
             shared = self._residents[match.sequence].cells[: match.length]
-            free -= sum(not self._busy_holders[cell] for cell in shared)
+            free -= int(np.count_nonzero(self._busy_holders[shared] == 0))
         return len(tokens) - match.length + spare <= free
 
     # ------------------------------------------------------------------------------------------------------ changing
@@ -295,11 +297,14 @@ class KvCache:
         del resident.cells[start:], resident.tokens[start:]
 
     def _count(self, cells: Sequence[int], *, holders: int, busy: int) -> None:
-        for cell in cells:
-            was_idle = self._holders[cell] > 0 and not self._busy_holders[cell]
-            self._holders[cell] += holders
-            self._busy_holders[cell] += busy
-            is_idle = self._holders[cell] > 0 and not self._busy_holders[cell]
-            self._idle_cells += is_idle - was_idle
-            if holders < 0 and not self._holders[cell]:
-                self._free_cells.append(cell)
+        if not cells:
+            return
+        places = np.array(cells)
+        held, busy_held = self._holders[places], self._busy_holders[places]
+        was_idle = np.count_nonzero((held > 0) & (busy_held == 0))
+        held += holders
+        busy_held += busy
+        self._holders[places], self._busy_holders[places] = held, busy_held
+        self._idle_cells += int(np.count_nonzero((held > 0) & (busy_held == 0)) - was_idle)
+        if holders < 0:
+            self._free_cells += places[held == 0].tolist()

@@ -1,4 +1,4 @@
-"""Text to tokens and back. Thread-safe, as llama.cpp's vocabulary is."""
+"""Text to tokens and back."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from llmvisor_runtimes.backend import RequestError
 from llmvisor_runtimes.llamacpp.native import llama_cpp
+from llmvisor_runtimes.llamacpp.retokenize import Retokenizer
 
 _NONE = -1
 
@@ -26,12 +27,20 @@ class Vocabulary:
         """Tokens that end a generation."""
         self.suppressed = self._suppressed()
         """Tokens that the model's file forbids."""
+        self._retokenizer = self._make_retokenizer()
         self._plain: dict[int, bytes] = {}
         self._special: dict[int, bytes] = {}
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-        """Token ids of a text. Raises `RequestError` where llama.cpp cannot tokenize it."""
+        """Token ids of a text. Raises `RequestError` where llama.cpp cannot tokenize it. One thread at a time."""
         data = text.encode("utf-8", "replace")
+        if self._retokenizer is None or not parse_special:
+            return self.tokenize_bytes(data, add_special=add_special, parse_special=parse_special)
+        tokens = self._retokenizer.tokens(data)
+        return [self.bos, *tokens] if add_special and self.adds_bos else tokens
+
+    def tokenize_bytes(self, data: bytes, *, add_special: bool, parse_special: bool) -> list[int]:
+        """The same for UTF-8, always from its first byte on."""
         room = len(data) + 8
         tokens = (ctypes.c_int32 * room)()
         count = llama_cpp.llama_tokenize(self.pointer, data, len(data), tokens, room, add_special, parse_special)
@@ -99,6 +108,14 @@ class Vocabulary:
             buffer = ctypes.create_string_buffer(room)
             count = llama_cpp.llama_token_to_piece(self.pointer, token, buffer, room, 0, special)
         return buffer.raw[: max(0, count)]
+
+    def _make_retokenizer(self) -> Retokenizer | None:
+        byte_pairs = llama_cpp.llama_vocab_type(self.pointer) == llama_cpp.LLAMA_VOCAB_TYPE_BPE
+        if not byte_pairs or llama_cpp.llama_vocab_get_add_eos(self.pointer):
+            return None
+        return Retokenizer(
+            lambda data: self.tokenize_bytes(data, add_special=False, parse_special=True), self.written_piece
+        )
 
     def _suppressed(self) -> tuple[int, ...]:
         count = ctypes.c_int32(0)
