@@ -135,7 +135,8 @@ $(VENV)/.installed-run: $(VENV)/.created $(PACKAGING)
 
 $(VENV)/.installed-dev: $(VENV)/.installed-run $(PACKAGING)
 	@echo 'Installing what tests and checks need'
-	@$(call INSTALL,llamacpp$(comma)dev)
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt torch
+	@$(call INSTALL,llamacpp$(comma)mlx$(comma)flag$(comma)dev)
 	@touch $@
 
 comma := ,

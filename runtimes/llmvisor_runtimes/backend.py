@@ -1,20 +1,24 @@
 """The interface that every backend implements, and what it may assume of the host that drives it.
 
 Three threads call a backend. The *engine* thread is the process's main thread: it alone calls `load`, `generate`,
-`step`, `delay_seconds` and `close`. The *prompt* thread calls `tokenize`, `detokenize` and `apply_template`, so that a
-long prompt holds up nobody's decoding. The *reader* thread calls `cancel`, `pause` and `resume`, and the *tick* thread
-`progress`: those four only set or read plain values.
+`encode`, `step`, `delay_seconds` and `close`. The *prompt* thread calls `tokenize`, `constraint`, `prepare`,
+`detokenize` and `apply_template`, so that a long prompt holds up nobody's decoding. The *reader* thread calls `cancel`,
+`pause`, `resume` and `set_threads`, and the *tick* thread `progress`: those only set or read plain values.
+
+`Backend` is what all of them have. What only some can do stands in protocols of its own (`Constrains`, `Encodes`,
+`SharesCores`): the host asks with `isinstance`, and refuses what a backend does not have.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import msgspec
 
 from llmvisor_runtimes.protocol import (
     ChatPrompt,
+    Embed,
     FailureKind,
     Generate,
     Load,
@@ -22,7 +26,9 @@ from llmvisor_runtimes.protocol import (
     Phase,
     Prompt,
     Report,
+    Score,
 )
+from llmvisor_runtimes.structured import Constraint
 
 ENTRY_POINT_GROUP = "llmvisor.runtimes"
 """Where backends are found by name: `llamacpp = "llmvisor_runtimes.llamacpp:LlamaCppBackend"`."""
@@ -87,7 +93,7 @@ class Backend(Protocol):
         """A conversation as the text that the model reads. Raises `RequestError`."""
         ...
 
-    def generate(self, request: Generate, prompt_tokens: list[int]) -> None:
+    def generate(self, request: Generate, prompt_tokens: list[int], constraint: Constraint | None = None) -> None:
         """Take a request in; its deltas come out of `step`. Raises `RequestError`."""
         ...
 
@@ -113,4 +119,41 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Free the model."""
+        ...
+
+
+@runtime_checkable
+class Constrains(Protocol):
+    """A backend whose texts can be held to a grammar."""
+
+    def constraint(self, request: Generate) -> Constraint | None:
+        """What the text of a request has to be: its own grammar, or the one that its tools call for.
+
+        None where it is free. Raises `RequestError` for a grammar that cannot be compiled.
+        """
+        ...
+
+
+@runtime_checkable
+class Encodes(Protocol):
+    """A backend that gives embeddings or scores of pairs. What it cannot give it refuses with `RequestError`."""
+
+    def prepare(self, request: Embed | Score) -> object:
+        """Tokenize a request, in a form that `encode` knows. Raises `RequestError`, for texts that are too long too."""
+        ...
+
+    def encode(self, request: Embed | Score, prepared: object) -> None:
+        """Take a request in; its `Embeddings` or `Scores` come out of `step`.
+
+        A request that is cancelled gets no answer but an empty last one. Raises `RequestError`.
+        """
+        ...
+
+
+@runtime_checkable
+class SharesCores(Protocol):
+    """A backend that can change how many threads it computes with."""
+
+    def set_threads(self, count: int) -> None:
+        """Use so many from the next step on."""
         ...

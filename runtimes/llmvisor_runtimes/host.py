@@ -22,10 +22,10 @@ import traceback
 from collections.abc import Callable
 
 from llmvisor_runtimes import limits, parent_death
-from llmvisor_runtimes.backend import Backend, LoadError, RequestError
+from llmvisor_runtimes.backend import Backend, Encodes, LoadError, RequestError, SharesCores
 from llmvisor_runtimes.load_progress import LoadReporter
 from llmvisor_runtimes.pipes import Pipes, UsesPipes
-from llmvisor_runtimes.prompts import Prompted, PromptThread, check_request, internal_error
+from llmvisor_runtimes.prompts import EngineRequest, Prepared, Prompted, PromptThread, check_request, internal_error
 from llmvisor_runtimes.protocol import (
     PROTOCOL_VERSION,
     Cancel,
@@ -40,10 +40,11 @@ from llmvisor_runtimes.protocol import (
     Pause,
     ProtocolViolation,
     Resume,
+    SetThreads,
     Tick,
     TokenPrompt,
 )
-from llmvisor_runtimes.waiting import WaitingRequests, cancelled_step
+from llmvisor_runtimes.waiting import WaitingRequests, cancelled_report
 
 EXIT_CRASHED = os.EX_SOFTWARE
 """The engine failed in a way that says nothing about the next try."""
@@ -52,7 +53,7 @@ EXIT_CRASHED = os.EX_SOFTWARE
 class _Cancelled:
     """A request that was cancelled before the engine saw it."""
 
-    def __init__(self, request: Generate) -> None:
+    def __init__(self, request: EngineRequest) -> None:
         self.request = request
 
 
@@ -60,7 +61,7 @@ class _Wake:
     """Something changed in the backend: look again whether there is a step to do."""
 
 
-_Item = Load | Close | Prompted | _Cancelled | _Wake
+_Item = Load | Close | Prompted | Prepared | _Cancelled | _Wake
 
 
 class Host:
@@ -122,20 +123,23 @@ class Host:
             items.append(inbox.get())
         return items
 
-    def _handle(self, item: Load | Prompted | _Cancelled | _Wake) -> None:
-        if isinstance(item, Prompted):
-            self._generate(item)
+    def _handle(self, item: Load | Prompted | Prepared | _Cancelled | _Wake) -> None:
+        if isinstance(item, Prompted | Prepared):
+            self._begin(item)
         elif isinstance(item, _Cancelled):
-            self._pipes.send([cancelled_step(item.request)])
+            self._pipes.send([cancelled_report(item.request)])
         elif isinstance(item, Load):
             self._load(item)
 
-    def _generate(self, item: Prompted) -> None:
+    def _begin(self, item: Prompted | Prepared) -> None:
         backend, request = self._backend, item.request
 
         def take() -> None:
-            check_request(request)
-            backend.generate(request, item.tokens)
+            if isinstance(item, Prompted):
+                check_request(item.request)
+                backend.generate(item.request, item.tokens, item.constraint)
+            elif isinstance(backend, Encodes):
+                backend.encode(item.request, item.prepared)
 
         try:
             self._waiting.enter(request.id, take, backend.cancel, backend.pause)
@@ -173,12 +177,15 @@ class Host:
         parent_death.end_group()
 
     def _dispatch(self, command: Command) -> None:
-        if isinstance(command, Generate):
+        if isinstance(command, EngineRequest):
             self._accept(command)
         elif isinstance(command, Cancel):
             self._cancel(command.id)
         elif isinstance(command, Pause | Resume):
             self._pause(command.id, paused=isinstance(command, Pause))
+        elif isinstance(command, SetThreads):
+            if isinstance(self._backend, SharesCores):
+                self._backend.set_threads(command.count)
         elif isinstance(command, Load):
             self._begin_load(command)
         elif isinstance(command, Close):
@@ -186,11 +193,16 @@ class Host:
         else:
             self._prompts.put(command)
 
-    def _accept(self, request: Generate) -> None:
+    def _accept(self, request: EngineRequest) -> None:
         if not self._waiting.add(request):
             raise ProtocolViolation(f"request id {request.id} is used twice")
-        if self._loaded and isinstance(request.prompt, TokenPrompt):
-            self._inbox.put(Prompted(request, request.prompt.tokens))
+        if (
+            self._loaded
+            and isinstance(request, Generate)
+            and isinstance(request.prompt, TokenPrompt)
+            and request.grammar is None
+        ):
+            self._inbox.put(Prompted(request, request.prompt.tokens, None))
         else:
             self._prompts.put(request)
 

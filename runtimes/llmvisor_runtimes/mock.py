@@ -25,6 +25,7 @@ from llmvisor_runtimes.protocol import (
     Done,
     Failed,
     Generate,
+    InfillPrompt,
     Load,
     Memory,
     ModelInfo,
@@ -35,6 +36,7 @@ from llmvisor_runtimes.protocol import (
     TextPrompt,
     TokenPrompt,
 )
+from llmvisor_runtimes.structured import Constraint
 
 LOAD_STEPS = 10
 _NonNegative = Annotated[float, msgspec.Meta(ge=0)]
@@ -137,6 +139,8 @@ class MockBackend:
         self._once("tokenize", prompt)
         if isinstance(prompt, TokenPrompt):
             return prompt.tokens
+        if isinstance(prompt, InfillPrompt):
+            raise RequestError("unsupported_operation", "the mock cannot fill in the middle", "suffix")
         text = prompt.text if isinstance(prompt, TextPrompt) else mock_text.render(prompt)
         return list(text.encode())
 
@@ -151,7 +155,7 @@ class MockBackend:
 
     # --------------------------------------------------------------------------------------------------- generation
 
-    def generate(self, request: Generate, prompt_tokens: list[int]) -> None:
+    def generate(self, request: Generate, prompt_tokens: list[int], constraint: Constraint | None = None) -> None:
         if len(prompt_tokens) >= self._n_ctx:
             message = f"the prompt has {len(prompt_tokens)} tokens, the context {self._n_ctx}"
             raise RequestError("context_length_exceeded", message, "prompt")

@@ -8,41 +8,56 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from llmvisor_runtimes import limits
-from llmvisor_runtimes.backend import Backend, RequestError
+from llmvisor_runtimes.backend import Backend, Constrains, Encodes, RequestError
 from llmvisor_runtimes.pipes import Pipes
 from llmvisor_runtimes.protocol import (
     ApplyTemplate,
     Detokenize,
+    Embed,
     Failed,
     Generate,
     Prompt,
     Report,
+    Score,
     Text,
     TextPrompt,
     Tokenize,
     TokenPrompt,
     Tokens,
 )
+from llmvisor_runtimes.structured import Constraint
 from llmvisor_runtimes.waiting import WaitingRequests
 
-PromptCommand = Generate | Tokenize | Detokenize | ApplyTemplate
+EngineRequest = Generate | Embed | Score
+PromptCommand = EngineRequest | Tokenize | Detokenize | ApplyTemplate
 
 
 class Prompted:
-    """A request with its prompt as tokens, ready for the engine."""
+    """A generation with its prompt as tokens, ready for the engine."""
 
-    __slots__ = ("request", "tokens")
+    __slots__ = ("constraint", "request", "tokens")
 
-    def __init__(self, request: Generate, tokens: list[int]) -> None:
+    def __init__(self, request: Generate, tokens: list[int], constraint: Constraint | None) -> None:
         self.request = request
         self.tokens = tokens
+        self.constraint = constraint
+
+
+class Prepared:
+    """Texts to be encoded, tokenized and ready for the engine."""
+
+    __slots__ = ("prepared", "request")
+
+    def __init__(self, request: Embed | Score, prepared: object) -> None:
+        self.request = request
+        self.prepared = prepared
 
 
 class PromptThread:
     """Answers what needs the tokenizer alone, and makes requests ready for the engine, in the order they come."""
 
     def __init__(
-        self, backend: Backend, pipes: Pipes, waiting: WaitingRequests, ready: Callable[[Prompted], None]
+        self, backend: Backend, pipes: Pipes, waiting: WaitingRequests, ready: Callable[[Prompted | Prepared], None]
     ) -> None:
         self.loaded = False
         """Set by the engine thread once the model is there."""
@@ -69,7 +84,11 @@ class PromptThread:
     def _handle(self, command: PromptCommand) -> None:
         if isinstance(command, Generate):
             if command.id in self._waiting:
-                self._ready(Prompted(command, self._tokenize(command.prompt, add_special=True, parse_special=True)))
+                tokens = self._tokenize(command.prompt, add_special=True, parse_special=True)
+                self._ready(Prompted(command, tokens, self._constraint(command)))
+        elif isinstance(command, Embed | Score):
+            if command.id in self._waiting:
+                self._ready(Prepared(command, self._prepare(command)))
         elif isinstance(command, Tokenize):
             tokens = self._tokenize(
                 command.prompt, add_special=command.add_special, parse_special=command.parse_special
@@ -87,6 +106,19 @@ class PromptThread:
             raise RequestError("invalid_value", f"a text is over {limits.tokenize_text_bytes_max} bytes", "prompt")
         return self._backend.tokenize(prompt, add_special=add_special, parse_special=parse_special)
 
+    def _constraint(self, request: Generate) -> Constraint | None:
+        if isinstance(self._backend, Constrains):
+            return self._backend.constraint(request)
+        if request.grammar is not None:
+            raise RequestError("unsupported_operation", "this backend cannot hold a text to a grammar", "grammar")
+        return None
+
+    def _prepare(self, request: Embed | Score) -> object:
+        if not isinstance(self._backend, Encodes):
+            what = "embeddings" if isinstance(request, Embed) else "scores"
+            raise RequestError("unsupported_operation", f"this model gives no {what}", "model")
+        return self._backend.prepare(request)
+
     def _pieces(self, tokens: Sequence[int]) -> list[bytes]:
         return self._backend.detokenize(tokens)[1]
 
@@ -98,13 +130,13 @@ class PromptThread:
 
     def _fail(self, command: PromptCommand, failed: Failed) -> None:
         # A request that was cancelled meanwhile has its answer already.
-        if not isinstance(command, Generate) or self._waiting.remove(command.id):
+        if not isinstance(command, EngineRequest) or self._waiting.remove(command.id):
             self._pipes.send([failed])
 
 
 def internal_error(command: PromptCommand, error: Exception) -> Failed:
     """The answer where a backend fails in an unforeseen way; the traceback goes to the log."""
-    what = command.request_id if isinstance(command, Generate) else type(command).__name__
+    what = command.request_id if isinstance(command, EngineRequest) else type(command).__name__
     sys.stderr.write(f"{what} failed:\n{''.join(traceback.format_exception(error))}")
     return Failed(command.id, "internal_error", f"{type(error).__name__}: {error}")
 

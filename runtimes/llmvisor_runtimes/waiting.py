@@ -9,13 +9,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from llmvisor_runtimes.protocol import Delta, Done, Generate, Step
+from llmvisor_runtimes.protocol import Delta, Done, Embed, Embeddings, Generate, Report, Score, Step
 
 
 class _Waiting:
     __slots__ = ("cancelled", "entering", "paused", "request")
 
-    def __init__(self, request: Generate) -> None:
+    def __init__(self, request: Generate | Embed | Score) -> None:
         self.request = request
         self.entering = False
         self.cancelled = False
@@ -29,7 +29,7 @@ class WaitingRequests:
         self._lock = threading.Lock()
         self._waiting: dict[int, _Waiting] = {}
 
-    def add(self, request: Generate) -> bool:
+    def add(self, request: Generate | Embed | Score) -> bool:
         """Note a request that has come; False where its id is waiting already."""
         with self._lock:
             return self._waiting.setdefault(request.id, (entry := _Waiting(request))) is entry
@@ -68,7 +68,7 @@ class WaitingRequests:
                 cancel(id)
         return True
 
-    def cancel(self, id: int) -> tuple[bool, Generate | None]:
+    def cancel(self, id: int) -> tuple[bool, Generate | Embed | Score | None]:
         """Whether the request waits here, and the request itself where it is now ended and has to be answered."""
         with self._lock:
             entry = self._waiting.get(id)
@@ -90,7 +90,9 @@ class WaitingRequests:
             return True
 
 
-def cancelled_step(request: Generate) -> Step:
+def cancelled_report(request: Generate | Embed | Score) -> Report:
     """The answer to a request that was cancelled before the engine saw it."""
+    if isinstance(request, Embed | Score):
+        return Embeddings(request.id, 0, [], last=True)
     deltas = [Delta(request.id, index, "", [], "cancelled") for index in range(request.n)]
     return Step(deltas, [Done(request.id, 0, 0, 0, 0.0, 0.0)])

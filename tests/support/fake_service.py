@@ -16,6 +16,7 @@ from llmvisor_runtimes.protocol import (
     Delta,
     Done,
     FinishReason,
+    InfillPrompt,
     Prompt,
     TextPrompt,
     TokenLogprob,
@@ -234,5 +235,7 @@ def prompt_text(prompt: Prompt) -> str:
         return prompt.text
     if isinstance(prompt, TokenPrompt):
         return " ".join(str(token) for token in prompt.tokens)
+    if isinstance(prompt, InfillPrompt):
+        return f"{prompt.prefix}<fill>{prompt.suffix}"
     turns = "".join(f"<{message.role}>{message.content}" for message in prompt.messages)
     return turns + ("<assistant>" if prompt.add_generation_prompt else "")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from llmvisor_runtimes.mock import MockBackend
 from llmvisor_runtimes.protocol import Generate, Report, TextPrompt
+from llmvisor_runtimes.structured import Constraint
 
 ENTRY_POINTS = """[llmvisor.runtimes]
 loud = tests.support.loud_backend:LoudBackend
@@ -20,10 +21,10 @@ class LoudBackend(MockBackend):
 
     name = "loud"
 
-    def generate(self, request: Generate, prompt_tokens: list[int]) -> None:
+    def generate(self, request: Generate, prompt_tokens: list[int], constraint: Constraint | None = None) -> None:
         if isinstance(request.prompt, TextPrompt) and request.prompt.text == "break":
             raise ValueError("this backend does not like breaks")
-        super().generate(request, prompt_tokens)
+        super().generate(request, prompt_tokens, constraint)
 
     def step(self) -> list[Report]:
         print("print: stepping")

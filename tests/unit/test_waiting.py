@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from llmvisor_runtimes.protocol import Delta, Done, Generate, Sampling, TextPrompt
-from llmvisor_runtimes.waiting import WaitingRequests, cancelled_step
+from llmvisor_runtimes.protocol import Delta, Done, Generate, Sampling, Step, TextPrompt
+from llmvisor_runtimes.waiting import WaitingRequests, cancelled_report
 
 REQUEST = Generate(7, "req", TextPrompt("a"), Sampling(), n=2)
 
@@ -103,6 +103,7 @@ def test_unknown_id_is_the_engines(waiting: WaitingRequests) -> None:
 
 def test_cancelled_step_ends_every_choice() -> None:
     """The answer to a request that never ran: each choice cancelled, all counts zero."""
-    step = cancelled_step(REQUEST)
+    step = cancelled_report(REQUEST)
+    assert isinstance(step, Step)
     assert step.deltas == [Delta(7, 0, "", [], "cancelled"), Delta(7, 1, "", [], "cancelled")]
     assert step.done == [Done(7, 0, 0, 0, 0.0, 0.0)]

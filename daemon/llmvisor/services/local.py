@@ -8,6 +8,7 @@ from llmvisor.errors import InternalError, ModelNotFound
 from llmvisor.models.catalogue import Catalogue
 from llmvisor.services.service import Generation, Stream
 from llmvisor.supervision.runtime import Runtime
+from llmvisor.supervision.stream import Answer
 from llmvisor.supervision.supervisor import Supervisor
 from llmvisor_runtimes.protocol import ApplyTemplate, ChatPrompt, Detokenize, Prompt, Text, Tokenize, Tokens
 
@@ -53,7 +54,7 @@ class LocalService:
         return _text(await self.runtime(model).call(lambda call_id: ApplyTemplate(call_id, prompt)))
 
 
-def _text(answer: Tokens | Text | None) -> str:
+def _text(answer: Answer | None) -> str:
     if not isinstance(answer, Text):
         raise InternalError("the worker answered a question for text with something else")
     return answer.text

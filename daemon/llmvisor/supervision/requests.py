@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from llmvisor.services.service import Generation
-from llmvisor.supervision.stream import Call, GenerationStream, Request, failure
-from llmvisor_runtimes.protocol import Failed, Generate, ProtocolViolation, Sampling, Step, Text, Tokens
+from llmvisor.supervision.stream import Answer, Call, GenerationStream, Request, failure
+from llmvisor_runtimes.protocol import Failed, Generate, ProtocolViolation, Sampling, Step
 
 
 class Arrival(msgspec.Struct, frozen=True):
@@ -55,7 +55,7 @@ class RequestTable:
         self._leaving.discard(request_id)
         return self._requests.pop(request_id, None)
 
-    def route(self, report: Step | Failed | Tokens | Text) -> list[int]:
+    def route(self, report: Step | Failed | Answer) -> list[int]:
         """Hand a report to its requests, and give the ids of those that it ends.
 
         Raises `ProtocolViolation` for an id or a choice that is not running, which a worker can only have made up.
@@ -65,7 +65,7 @@ class RequestTable:
                 return self._step(report)
             case Failed():
                 self._running(report.id).fail(failure(report))
-            case Tokens() | Text():
+            case _:
                 call = self._running(report.id)
                 if not isinstance(call, Call):
                     raise ProtocolViolation(f"an answer for the generation {report.id}")

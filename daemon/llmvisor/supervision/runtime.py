@@ -33,13 +33,14 @@ from llmvisor.supervision.setup import RuntimeSetup, make_scheduler
 from llmvisor.supervision.spawn import WorkerSpec
 from llmvisor.supervision.state import HAS_WORKER, State
 from llmvisor.supervision.status import Facts, runtime_status
-from llmvisor.supervision.stream import Call, GenerationStream, Request, refusal_error
+from llmvisor.supervision.stream import Answer, Call, GenerationStream, Request, refusal_error
 from llmvisor.supervision.watch import ProgressWatch
 from llmvisor.supervision.worker import Worker
 from llmvisor_runtimes.protocol import (
     PROTOCOL_VERSION,
     Cancel,
     Command,
+    Embeddings,
     Failed,
     Hello,
     Load,
@@ -49,6 +50,7 @@ from llmvisor_runtimes.protocol import (
     ModelInfo,
     ProtocolViolation,
     Report,
+    Scores,
     Step,
     Text,
     Tick,
@@ -104,7 +106,7 @@ class Runtime:
         self._submit(stream, Ticket(request_id, generation.n, self._now(), generation.keep_alive_seconds))
         return stream
 
-    async def call(self, command: Callable[[int], Command] | None) -> Tokens | Text | None:
+    async def call(self, command: Callable[[int], Command] | None) -> Answer | None:
         """One question to the worker, given the id to ask it under; None just waits until the model is loaded.
 
         Raises an `LlmvisorError`.
@@ -319,7 +321,7 @@ class Runtime:
         if self._watch is not None:
             self._watch.observe(report, self._now())
         match report:
-            case Step() | Failed() | Tokens() | Text():
+            case Step() | Failed() | Tokens() | Text() | Embeddings() | Scores():
                 self._route(report)
             case Tick():
                 before, self._facts.tick = self._facts.tick, report
@@ -335,7 +337,7 @@ class Runtime:
             case Hello():
                 self._on_hello(report)
 
-    def _route(self, report: Step | Failed | Tokens | Text) -> None:
+    def _route(self, report: Step | Failed | Answer) -> None:
         try:
             ended = self._requests.route(report)
         except ProtocolViolation as violation:

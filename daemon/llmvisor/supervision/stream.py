@@ -22,7 +22,7 @@ from llmvisor.errors import (
     UnsupportedOperation,
 )
 from llmvisor.supervision.scheduler import RefusalKind, Refuse
-from llmvisor_runtimes.protocol import Command, Delta, Done, Failed, Pause, Resume, Text, Tokens
+from llmvisor_runtimes.protocol import Command, Delta, Done, Embeddings, Failed, Pause, Resume, Scores, Text, Tokens
 
 _FAILURES: dict[str, type[LlmvisorError]] = {
     "invalid_value": InvalidRequest,
@@ -32,6 +32,9 @@ _FAILURES: dict[str, type[LlmvisorError]] = {
     "internal_error": InternalError,
 }
 
+
+Answer = Tokens | Text | Embeddings | Scores
+"""What ends a `Call`."""
 
 _REFUSALS: dict[RefusalKind, type[LlmvisorError]] = {
     "queue_full": QueueFull,
@@ -164,12 +167,12 @@ class Call:
         self.id = id
         self._command = command
         self._leave = leave
-        self._answer: asyncio.Future[Tokens | Text | None] = asyncio.get_running_loop().create_future()
+        self._answer: asyncio.Future[Answer | None] = asyncio.get_running_loop().create_future()
 
     def command(self) -> Command | None:
         return self._command
 
-    def answer(self, report: Tokens | Text | None) -> None:
+    def answer(self, report: Answer | None) -> None:
         if not self._answer.done():
             self._answer.set_result(report)
 
@@ -177,7 +180,7 @@ class Call:
         if not self._answer.done():
             self._answer.set_exception(error)
 
-    async def result(self) -> Tokens | Text | None:
+    async def result(self) -> Answer | None:
         """The worker's answer. Raises an `LlmvisorError`."""
         try:
             return await self._answer

@@ -12,6 +12,7 @@ from llmvisor_runtimes.backend import LoadProgressCallback, Progress, RequestErr
 from llmvisor_runtimes.protocol import (
     ChatPrompt,
     Generate,
+    InfillPrompt,
     Load,
     ModelInfo,
     Prompt,
@@ -19,6 +20,7 @@ from llmvisor_runtimes.protocol import (
     TextPrompt,
     TokenPrompt,
 )
+from llmvisor_runtimes.structured import Constraint
 
 if TYPE_CHECKING:
     from llmvisor_runtimes.llamacpp.engine import Engine
@@ -67,6 +69,8 @@ class LlamaCppBackend:
             case TextPrompt():
                 _check_length(prompt.text)
                 return vocabulary.tokenize(prompt.text, add_special=add_special, parse_special=parse_special)
+            case InfillPrompt():
+                raise RequestError("unsupported_operation", "this model cannot fill in the middle", "suffix")
             case ChatPrompt():
                 return vocabulary.tokenize_rendered(self.apply_template(prompt))
 
@@ -86,8 +90,12 @@ class LlamaCppBackend:
             template_kwargs=prompt.template_kwargs,
         )
 
-    def generate(self, request: Generate, prompt_tokens: list[int]) -> None:
-        self._running.generate(request, prompt_tokens)
+    def generate(self, request: Generate, prompt_tokens: list[int], constraint: Constraint | None = None) -> None:
+        self._running.generate(request, prompt_tokens, constraint)
+
+    def set_threads(self, count: int) -> None:
+        if self._model:
+            self._model.context.set_threads(count)
 
     def step(self) -> list[Report]:
         return self._running.step()

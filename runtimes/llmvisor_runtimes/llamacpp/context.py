@@ -78,6 +78,10 @@ class LlamaContext:
             self._logits_at = address
         return self._logits
 
+    def set_threads(self, count: int) -> None:
+        """Compute with so many threads from the next decode on. From any thread: llama.cpp reads two plain numbers."""
+        llama_cpp.llama_set_n_threads(self.pointer, count, count)
+
     def abort(self) -> None:
         """Have the decode under way come back with `ABORTED`. From any thread."""
         self._abort_flag[0] = b"\x01"

@@ -24,6 +24,7 @@ from llmvisor_runtimes.llamacpp.parked import common_prefix
 from llmvisor_runtimes.llamacpp.sampling import Row, token_logprob
 from llmvisor_runtimes.llamacpp.vocabulary import Vocabulary
 from llmvisor_runtimes.protocol import Delta, Done, Failed, Generate, Phase, Report, Step, TokenLogprob
+from llmvisor_runtimes.structured import Constraint
 
 
 class Feed(NamedTuple):
@@ -103,7 +104,7 @@ class Engine:
 
     # ---------------------------------------------------------------------------------------------- the engine's loop
 
-    def generate(self, generate: Generate, prompt: list[int]) -> None:
+    def generate(self, generate: Generate, prompt: list[int], constraint: Constraint | None = None) -> None:
         """Take a request in. Raises `RequestError` where it can never be served."""
         request = make_request(generate, prompt, n_ctx=self._kv.cells, vocabulary=self._vocabulary, age=self._ages + 1)
         self._ages += generate.n
