@@ -7,7 +7,20 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import decode, memory, overhead, prefill_stall, sse, startup, throughput, ttft_prefix
+from benchmarks import (
+    cached,
+    cpu_sharing,
+    decode,
+    memory,
+    overhead,
+    prefill_stall,
+    speculative,
+    sse,
+    startup,
+    structured,
+    throughput,
+    ttft_prefix,
+)
 from benchmarks.figures import BenchmarkError, Figure, Measure, add_options, json_line, measure_now, options_of
 from benchmarks.table import results_page, table
 
@@ -18,6 +31,10 @@ MEASURES: dict[str, Measure] = {
     "overhead": overhead.measure,
     "throughput": throughput.measure,
     "sse": sse.measure,
+    "cached": cached.measure,
+    "structured": structured.measure,
+    "speculative": speculative.measure,
+    "cpu_sharing": cpu_sharing.measure,
     "startup": startup.measure,
     "memory": memory.measure,
 }

@@ -12,7 +12,7 @@ import asyncio
 from benchmarks.client import StreamTrace, connect
 from benchmarks.figures import Bound, Figure, Options, command, compare
 from benchmarks.harness import HOST, Load, Server, daemon, llama_server, starter_model
-from benchmarks.workload import COMPLETIONS, completion_body, fresh_number, text
+from benchmarks.workload import COMPLETIONS, completion_body, fresh_number, text, tokens_per_second
 
 STREAMS = (1, 4, 8, 16)
 PROMPT_SENTENCES = 3
@@ -43,28 +43,17 @@ async def _compare(
 ) -> Figure:
     tokens = options.scaled(200, 32)
     for server in (ours, peer):
-        await tokens_per_second(server, streams, 16)  # what is slow the first time only
+        await _measured(server, streams, 16)  # what is slow the first time only
     rounds: list[tuple[float, float]] = []
     for _ in range(options.rounds):
-        pair = [await tokens_per_second(server, streams, tokens) for server in (ours, peer)]
+        pair = [await _measured(server, streams, tokens) for server in (ours, peer)]
         rounds.append((pair[0], pair[1]))
     name = f"decode, {streams} stream{'s' if streams > 1 else ''}"
     return compare(name, "tokens/s", rounds, peer_name=peer_name, target=target)
 
 
-async def tokens_per_second(server: Server, streams: int, tokens: int) -> float:
-    """All streams' tokens while all of them decode: from the last one's first text to the first one's end.
-
-    Prompts are read before that: one that still is would be counted against whoever answers the others early.
-    """
-    traces = await asyncio.gather(*(_one_stream(server, tokens) for _ in range(streams)))
-    began = max(trace.arrivals[0] for trace in traces)
-    ended = min(trace.arrivals[-1] for trace in traces)
-    within = sum(
-        trace.tokens / len(trace.arrivals) * sum(began < arrival <= ended for arrival in trace.arrivals)
-        for trace in traces
-    )
-    return within / (ended - began)
+async def _measured(server: Server, streams: int, tokens: int) -> float:
+    return tokens_per_second(await asyncio.gather(*(_one_stream(server, tokens) for _ in range(streams))))
 
 
 async def _one_stream(server: Server, tokens: int) -> StreamTrace:

@@ -53,13 +53,16 @@ class Load(msgspec.Struct, frozen=True):
 
 
 @contextlib.contextmanager
-def daemon(models: Mapping[str, Mapping[str, object]], *, wait_ready: bool = True) -> Generator[Server]:
+def daemon(
+    models: Mapping[str, Mapping[str, object]], *, wait_ready: bool = True, cache: bool = False
+) -> Generator[Server]:
     """Our daemon in a folder of its own, with these models. Preloaded ones are ready where `wait_ready`."""
     with _folder() as folder:
         config = {
             "server": {"port": "auto", "port_file": str(folder / ".port"), "shutdown_timeout": 0, "drain_timeout": 1},
             "control": {"socket": str(folder / "run" / "control.sock")},
             "logging": {"main": {"console_level": "warning", "file": str(folder / "main.log"), "file_level": "info"}},
+            "cache": {"enabled": cache},
             "models": {name: dict(model) for name, model in models.items()},
         }
         file = folder / "config.yaml"

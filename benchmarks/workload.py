@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import msgspec
 
-from benchmarks.client import Connection, Usage, connect
+from benchmarks.client import Connection, StreamTrace, Usage, connect
 from benchmarks.harness import HOST, Server
 
 COMPLETIONS = "/v1/completions"
@@ -52,10 +53,10 @@ def text(sentences: int, *, seed: int) -> str:
 _PARTS = ((_SUBJECTS, 1), (_VERBS, 5), (_OBJECTS, 3))
 
 
-def completion_body(prompt: str, *, max_tokens: int, stream: bool) -> bytes:
+def completion_body(prompt: str, *, max_tokens: int, stream: bool, model: str = "light") -> bytes:
     """A greedy completion that does not end before `max_tokens`."""
     request: dict[str, object] = {
-        "model": "light",
+        "model": model,
         "prompt": prompt,
         "max_tokens": max_tokens,
         "temperature": 0,
@@ -86,6 +87,20 @@ async def complete(connection: Connection, prompt: str, *, max_tokens: int = 1) 
     body = completion_body(prompt, max_tokens=max_tokens, stream=False)
     answer = await connection.exchange(connection.request_bytes(COMPLETIONS, body))
     return msgspec.json.decode(answer, type=_Completion).usage
+
+
+def tokens_per_second(traces: Sequence[StreamTrace]) -> float:
+    """All streams' tokens while all of them decode: from the last one's first text to the first one's end.
+
+    Prompts are read before that: one that still is would be counted against whoever answers the others early.
+    """
+    began = max(trace.arrivals[0] for trace in traces)
+    ended = min(trace.arrivals[-1] for trace in traces)
+    within = sum(
+        trace.tokens / len(trace.arrivals) * sum(began < arrival <= ended for arrival in trace.arrivals)
+        for trace in traces
+    )
+    return within / (ended - began)
 
 
 async def sentences_for(server: Server, tokens: int) -> int:

@@ -131,6 +131,13 @@ COMMANDS: tuple[tuple[str, tuple[Command, ...]], ...] = (
                 _models,
             ),
             Command(
+                "backends",
+                "backends:backends",
+                "the engines: installed, usable, version, devices",
+                ("llmctl backends", "llmctl backends --json"),
+                _nothing,
+            ),
+            Command(
                 "show",
                 "models:show",
                 "all that is known of a model",

@@ -1,6 +1,6 @@
 """What `llmctl doctor` looks at. Each check gives findings; those that run programs bound them in time.
 
-Engines are imported in a process of their own (`backend_probe`), so that one that crashes is a finding.
+Engines are imported in a process of their own (`llmvisor_runtimes.probe`), so that one that crashes is a finding.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from llmctl import limits, render
-from llmctl.backend_probe import GROUP, ProbeAnswer
 from llmctl.client import Client
+from llmvisor.control.api import BackendProbe
 from llmvisor.control.paths import data_dir
 
 PYTHON_MIN = (3, 11)
+BACKENDS_GROUP = "llmvisor.runtimes"
+"""The entry points that backends are."""
 STARTER_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _GGUF_MAGIC = b"GGUF"
 _COMPILERS = ("cc", "gcc", "clang")
@@ -77,7 +79,7 @@ def backends() -> Iterator[Finding]:
     """Whether each registered backend's engine can be imported, and its version."""
     from importlib.metadata import entry_points  # noqa: PLC0415 - this check alone
 
-    names = sorted({entry.name for entry in entry_points(group=GROUP)})
+    names = sorted({entry.name for entry in entry_points(group=BACKENDS_GROUP)})
     if not names:
         yield Finding("backends", "problem", "none is registered", "install llmvisor again: pip install llmvisor")
     for name in names:
@@ -87,13 +89,15 @@ def backends() -> Iterator[Finding]:
 def backend(name: str) -> Finding:
     """Import one backend in a process of its own."""
     subject = f"backend {name}"
-    ran = run([sys.executable, "-m", "llmctl.backend_probe", name])
+    ran = run([sys.executable, "-P", "-m", "llmvisor_runtimes.probe", name])
     fix = f"pip install 'llmvisor[{name}]'"
     try:
-        answer = msgspec.json.decode(ran.stdout.strip().rpartition("\n")[2], type=ProbeAnswer)
+        answer = msgspec.json.decode(ran.stdout.strip().rpartition("\n")[2], type=BackendProbe)
     except msgspec.DecodeError:
         end = "took too long" if ran.code is None else f"ended with exit code {ran.code}"
         return Finding(subject, "problem", f"importing it {end}: {_last_line(ran.stderr)}", f"{fix} --force-reinstall")
+    if answer.missing:
+        return Finding(subject, "note", f"not installed: {answer.error}", fix)
     if answer.error is not None:
         return Finding(subject, "problem", answer.error, fix)
     return Finding(subject, "ok", answer.version or "importable")

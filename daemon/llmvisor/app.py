@@ -14,6 +14,7 @@ from aiohttp import web
 
 from llmvisor import __version__, limits
 from llmvisor.broadcast import Hub
+from llmvisor.cache.store import make_cache
 from llmvisor.clock import Clock
 from llmvisor.config.layers import LoadedConfig, check_text
 from llmvisor.control.api import Event, Job, RuntimeStatus
@@ -26,8 +27,10 @@ from llmvisor.listen import PortFile, address_of, open_tcp, open_unix
 from llmvisor.lock import DaemonLock, remove_stale_socket
 from llmvisor.log import LogHub, get_logger
 from llmvisor.process import connections_max, protect_daemon
-from llmvisor.routing.names import NamedModel, resolve
+from llmvisor.routing.names import NamedModel, Purpose, resolve
+from llmvisor.services.cached import CachedService
 from llmvisor.services.local import LocalService
+from llmvisor.services.service import Service
 from llmvisor.supervision.state import State
 from llmvisor.supervision.supervisor import Supervisor
 
@@ -50,9 +53,11 @@ class App:
             self._config, run_dir=self._socket_path.parent, clock=clock, publish=self._publish_runtime
         )
         self._logs = logs
-        self._service = LocalService(self._supervisor)
+        local = LocalService(self._supervisor, cache_always=self._config.cache.always)
+        self._cache = make_cache(self._config.cache, clock)
+        self._service: Service = CachedService(local, self._cache) if self._config.cache.enabled else local
         self._jobs = Jobs(
-            runtime=self._service.runtime,
+            runtime=local.runtime,
             publish=self._publish_job,
             new_id=lambda: self._ids.new("job_"),
             clock=clock,
@@ -65,6 +70,7 @@ class App:
             events=self._events,
             logs=logs,
             endpoints=self._endpoints,
+            cache=self._cache,
             clock=clock,
             check=functools.partial(check_text, environ=os.environ, cwd=Path.cwd()),
             stop=self.stop,
@@ -87,6 +93,8 @@ class App:
         async with AsyncExitStack() as stack:
             stack.enter_context(DaemonLock(self._socket_path.parent, socket_path=self._socket_path))
             self._supervisor.sweep()
+            await self._cache.open()
+            stack.push_async_callback(self._cache.close)
             tcp = open_tcp(config.server.host, config.server.port)
             stack.callback(tcp.close)
             unix = open_unix(self._socket_path, mode=config.control.mode_bits, group=config.control.group)
@@ -168,17 +176,19 @@ class App:
             connections_max=connections_max(),
         )
 
-    def _resolve(self, requested: str | None) -> str:
+    def _resolve(self, requested: str | None, purpose: Purpose = "name") -> str:
         models = [
             NamedModel(
                 name=name,
                 tier=runtime.config.tier,
                 aliases=runtime.config.aliases,
                 loaded=runtime.state is State.READY,
+                type=self._supervisor.catalogue.type(name),
             )
             for name, runtime in self._supervisor.runtimes.items()
         ]
-        return resolve(requested, models, fallback_to_loaded=self._config.llm.fallback_to_loaded).name
+        fallback = self._config.llm.fallback_to_loaded
+        return resolve(requested, models, purpose=purpose, fallback_to_loaded=fallback).name
 
     def _publish_runtime(self, status: RuntimeStatus) -> None:
         self._jobs.on_runtime(status)

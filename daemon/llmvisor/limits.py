@@ -176,3 +176,61 @@ loading_retry_seconds = 5.0
 """What a client is told to wait whose model was still loading."""
 memory_retry_seconds = 10.0
 """What a client is told to wait whose model had no room."""
+
+# -- what an answer has to be, tools and media
+grammar_bytes_max = 256 * 1024
+"""A JSON Schema, a regular expression, a grammar, or the texts of a choice, together."""
+grammar_choices_max = 1024
+"""Texts that an answer is chosen from."""
+schema_depth_max = 64
+"""Levels of nesting in a JSON Schema."""
+tools_max = 128
+tools_bytes_max = 512 * 1024
+"""Descriptions and schemas of all tools of a request."""
+tool_name_chars_max = 64
+tool_calls_max = 128
+"""Calls in one message of a conversation."""
+tool_call_id_chars_max = 256
+media_parts_max = 64
+"""Images and sounds of one conversation."""
+media_bytes_max = 16 * 1024 * 1024
+"""One image or sound, decoded."""
+image_pixels_max = 64 * 1024 * 1024
+"""An image says in its first bytes how large it becomes; larger ones are never unpacked."""
+adapters_max = 64
+adapter_name_chars_max = 128
+
+# -- embeddings and scores
+embedding_inputs_max = 2048
+"""Texts of one embeddings request, as OpenAI has it."""
+embedding_bulk_inputs_min = 33
+"""A request of so many texts or pairs is bulk: those of a few texts go ahead of it."""
+embeddings_bytes_max = 64 * 1024 * 1024
+"""Vectors of one answer, as the worker sends them; as JSON they are five times as long."""
+embedding_dimensions_max = 65_536
+answer_slice_floats = 32 * 1024
+"""Numbers of an answer that are written as JSON in one go, before others get their turn."""
+rerank_documents_max = 2048
+rerank_pairs_max = 8192
+"""Pairs of one request once its long documents are cut into chunks."""
+rerank_pairs_chars_max = 32 * 1024 * 1024
+"""All texts of these pairs, a query counted with each of its documents."""
+rerank_chunks_max = 256
+"""Chunks of one document."""
+client_name_chars_max = 128
+"""Of the name that a request is fairly treated under."""
+
+probe_seconds_max = 120.0
+"""Importing a backend's engine, to see whether it can be used; torch from a cold disk takes a while."""
+model_folder_files_max = 4096
+"""Files that are looked at in a model's folder."""
+model_folder_depth_max = 3
+"""Levels of folders below it."""
+model_folder_json_bytes_max = 1024 * 1024
+"""A description in a model's folder; a longer one says nothing."""
+
+cache_bytes_max = 256 * 1024 * 1024
+"""Answers in the response cache, together."""
+
+cache_answer_bytes_max = 8 * 1024 * 1024
+"""A longer answer is not kept."""

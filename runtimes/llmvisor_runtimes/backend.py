@@ -157,3 +157,12 @@ class SharesCores(Protocol):
     def set_threads(self, count: int) -> None:
         """Use so many from the next step on."""
         ...
+
+
+@runtime_checkable
+class HasDevices(Protocol):
+    """A backend that can tell what it would compute with."""
+
+    def devices(self) -> list[str]:
+        """`cpu`, `cuda:0 NVIDIA …`, `metal`, …; imports the engine."""
+        ...

@@ -3,7 +3,7 @@
     failpoints = rule (";" rule)*
     rule       = operation "=" term ("->" term)*
     term       = [count "*"] verb ["(" argument ")"]
-    operation  = load | generate | tokenize | detokenize | apply_template | close
+    operation  = load | generate | embed | tokenize | detokenize | apply_template | close
 
 An operation has steps: a load its ten steps of progress, `generate` its tokens (over all choices), the others one.
 Before each step the next term acts, `count` times (once where there is none), and then the step goes on. A last term
@@ -36,9 +36,9 @@ from llmvisor_runtimes import limits
 from llmvisor_runtimes.malformed import SEEDS
 from llmvisor_runtimes.protocol import ChatPrompt, Prompt, TextPrompt
 
-Operation = Literal["load", "generate", "tokenize", "detokenize", "apply_template", "close"]
+Operation = Literal["load", "generate", "embed", "tokenize", "detokenize", "apply_template", "close"]
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)
-REQUEST_OPERATIONS: tuple[Operation, ...] = ("generate", "tokenize", "apply_template")
+REQUEST_OPERATIONS: tuple[Operation, ...] = ("generate", "embed", "tokenize", "apply_template")
 """What a request's own failpoints may name."""
 
 Argument = int | bytes | str | None

@@ -101,3 +101,171 @@ parked_gain_tokens_min = 32
 
 parked_share_min = 4
 """A sequence is copied out of the context only if so many of its size would fit: a huge copy holds up who streams."""
+
+draft_tokens_first = 4
+"""Tokens that the first guess of a sequence has at most."""
+
+draft_tokens_min = 2
+
+draft_tokens_max = 63
+"""Tokens guessed ahead for one sequence in one step: with the one before them a tile of llama.cpp's attention on CPUs."""
+
+draft_model_tokens_max = 16
+"""The same where a draft model computes each of them."""
+
+draft_misses_max = 6
+"""Each wrong guess in a row doubles the tokens until the next, so many times."""
+
+draft_probability_min = 0.6
+"""A draft model's guess that it finds less likely is not tried."""
+
+lookup_ngram_tokens = (8, 4, 3)
+"""How many tokens have to be the same for a guess, tried in this order."""
+
+lookup_places_max = 4
+"""Places that are compared, the latest."""
+
+lookup_likeness_tokens_max = 32
+
+lookup_trust = 2
+"""A place that is the same for n tokens is copied for so many times n."""
+
+lookup_window_tokens = 65_536
+"""How far back they are looked for: a fraction of a millisecond."""
+
+# -- encoders
+
+encoding_lookahead_inputs = 1024
+"""So far ahead of what it has handed out a job's inputs are computed: what it may hold in results."""
+
+encoding_interactive_run_max = 8
+"""After so many interactive batches in a row a bulk batch that waits gets its turn."""
+
+# -- tool calls
+
+tool_call_held_chars_max = 64 * 1024
+"""Text that is held back until it is certain whether it is a tool call; a longer one is text."""
+
+white_space_held_chars_max = 256
+"""White space that waits for what follows it: before a call it is left out."""
+
+tool_name_chars_max = 256
+"""The longest name of a tool in what a model writes."""
+
+tool_calls_required_max = 8
+"""Calls that a grammar allows in one answer: a small model would go on for ever."""
+
+# -- grammars that texts are held to
+
+grammar_source_bytes_max = 256 * 1024
+"""The longest schema, regular expression or grammar."""
+
+grammar_texts_max = 16 * 1024
+"""Texts of one `choice`."""
+
+gbnf_rules_max = 512
+"""Rules of a GBNF grammar; converting takes time that grows with their square."""
+
+schema_depth_max = 64
+"""How deep one schema stands in another, references not followed."""
+
+schema_nodes_max = 8192
+"""Schemas within one schema, itself included: 4,000 properties compile in a second."""
+
+schema_references_max = 256
+"""Different places that the `$ref`s of one schema name."""
+
+grammars_cached_max = 32
+"""Compiled grammars that are kept."""
+
+grammar_symbols_max = 200_000
+"""Symbols of a compiled grammar."""
+
+grammar_initial_fuel_max = 1_000_000
+"""llguidance's measure of what building the lexer may cost: about 20 ms."""
+
+grammar_step_fuel_max = 200_000
+"""The same for the mask of one token: about 15 ms."""
+
+grammar_step_items_max = 50_000
+"""States of the parser within one token: about 3 ms."""
+
+grammar_row_items_max = 2000
+"""Branches that the parser follows at once."""
+
+grammar_lexer_states_max = 20_000
+"""States of the lexer, made as they are met: 2 kB each. A text that needs more fails."""
+
+# -- the MLX engine
+
+model_json_bytes_max = 16 * 1024 * 1024
+"""The longest of a model folder's small JSON files (`config.json` and the like)."""
+
+encoder_sequences_max = 64
+"""Texts that llama.cpp encodes in one batch."""
+
+encoder_bulk_seconds = 0.5
+"""How long a batch of the bulk lane should take: so long an interactive request waits for it at most."""
+
+encoder_bulk_tokens_min = 64
+"""Tokens of such a batch on a machine that is too slow for that."""
+
+encoder_watched_tokens_min = 2048
+"""From so many tokens on a batch may take long, and tells how far it is."""
+
+encoder_logits_bytes_told = 1024 * 1024 * 1024
+"""A model that may take more than this for one text says so when it is loaded."""
+
+embeddings_frame_bytes = 4 * 1024 * 1024
+"""Vectors in one frame, where there are more than one."""
+
+encoding_interactive_seconds = 1.0
+"""How long a batch of the interactive lane may take, by the pace measured so far."""
+
+encoding_bulk_seconds = 0.5
+"""The same for the bulk lane while nobody else is there."""
+
+encoding_bulk_beside_interactive_seconds = 0.03
+"""The same while interactive requests come: each may have to wait for such a batch to end."""
+
+encoding_interactive_memory_seconds = 5.0
+"""For so long after an interactive request the next one is expected."""
+
+encoding_batch_tokens_min = 256
+"""A batch may have so many tokens whatever the pace: smaller ones cost more than they save."""
+
+encoding_pace_tokens_min = 128
+"""Batches of fewer tokens say nothing about the pace."""
+
+encoding_pace_smoothing = 0.2
+"""The weight of the newest batch in the pace."""
+
+encoding_batch_tokens_max = 16 * 1024
+"""Tokens of one forward pass on a CPU; more brings nothing but memory."""
+
+encoding_batch_tokens_gpu_max = 128 * 1024
+"""The same on a GPU."""
+
+encoding_padding_free_tokens = 32
+"""So much padding in a batch costs less than another forward pass."""
+
+encoder_slots = 256
+"""Requests that are in a worker at once: what waits there can be computed together."""
+
+bytes_per_mb = 1024 * 1024
+"""What options that count in `_mb` mean by one."""
+
+tokenize_slice_texts = 256
+"""Texts that are tokenized in one call."""
+
+adapter_turn_steps = 4
+"""Steps in a row for the sequences of one set of adapters while those of another wait: changing takes milliseconds."""
+
+state_save_seconds_max = 4.0
+"""How long a worker that closes may write its cache to a file, well within `close_seconds_max`."""
+
+state_file_bytes_max = 1024 * 1024 * 1024
+"""The longest such file."""
+
+state_sequences_max = 64
+"""Sequences in it."""

@@ -17,12 +17,15 @@ import llmvisor_runtimes
 from llmvisor_runtimes import faults, limits, mock_text
 from llmvisor_runtimes.backend import LoadError, LoadProgressCallback, Progress, RequestError
 from llmvisor_runtimes.failpoints import FailpointError, Failpoints, Operation, Passage, in_prompt, parse
+from llmvisor_runtimes.mock_encoder import CAPABILITIES, EncoderInputs, MockEncoder
+from llmvisor_runtimes.mock_script import script
 from llmvisor_runtimes.mock_sequence import MockRequest, MockSequence
 from llmvisor_runtimes.pipes import Pipes
 from llmvisor_runtimes.protocol import (
     ChatPrompt,
     Delta,
     Done,
+    Embed,
     Failed,
     Generate,
     InfillPrompt,
@@ -32,6 +35,7 @@ from llmvisor_runtimes.protocol import (
     Phase,
     Prompt,
     Report,
+    Score,
     Step,
     TextPrompt,
     TokenPrompt,
@@ -54,6 +58,8 @@ class MockOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Tokens that each choice gets in one step."""
     reply_tokens: _Positive | None = None
     """After so many a reply ends by itself; None goes on to `max_tokens`, by default 64."""
+    reply: str | None = None
+    """What it answers, calls of tools and thoughts in the form that `mock_script` tells; None makes a reply up."""
     n_ctx: _Positive | None = None
     """None takes the model's `n_ctx`."""
     failpoints: str = ""
@@ -76,6 +82,7 @@ class MockBackend:
         self._n_ctx = 0
         self._slots = 0
         self._requests: dict[int, MockRequest] = {}
+        self._encoder = MockEncoder(clock)
         self._active: list[MockSequence] = []
         self._queue: deque[MockSequence] = deque()
         self._cancelled: deque[int] = deque()
@@ -101,6 +108,7 @@ class MockBackend:
             raise LoadError(f"options.failpoints: {error}", permanent=True) from error
         self._n_ctx = options.n_ctx or load.options.n_ctx
         self._slots = load.options.parallel
+        self._encoder.n_ctx, self._encoder.delay_seconds = self._n_ctx, options.token_delay_ms / 1000
         passage = self._failpoints.begin("load")
         for step in range(LOAD_STEPS):
             progress("load", step, LOAD_STEPS, "steps")
@@ -123,7 +131,7 @@ class MockBackend:
             n_ctx=self._n_ctx,
             slots=self._slots,
             vocabulary=mock_text.VOCABULARY,
-            capabilities=["chat", "completions", "tokenize"],
+            capabilities=["chat", "completions", "tokenize", "tools", "structured_output", *CAPABILITIES],
             memory=Memory(),
             load_seconds=load_seconds,
             backend=self.name,
@@ -155,7 +163,11 @@ class MockBackend:
 
     # --------------------------------------------------------------------------------------------------- generation
 
-    def generate(self, request: Generate, prompt_tokens: list[int], constraint: Constraint | None = None) -> None:
+    def constraint(self, request: Generate) -> None:
+        """Refuses a grammar that the mock cannot follow; what it can follow its script does."""
+        script(request, self._options.reply)
+
+    def generate(self, request: Generate, prompt_tokens: list[int], constraint: Constraint | None = None) -> None:  # noqa: ARG002 - the script keeps to it
         if len(prompt_tokens) >= self._n_ctx:
             message = f"the prompt has {len(prompt_tokens)} tokens, the context {self._n_ctx}"
             raise RequestError("context_length_exceeded", message, "prompt")
@@ -169,6 +181,7 @@ class MockBackend:
             room=self._n_ctx - len(prompt_tokens),
             reply_tokens=self._options.reply_tokens,
             passage=source.begin("generate") if "generate" in source else None,
+            script=script(request, self._options.reply),
         )
         self._requests[request.id] = state
         self._queue.extend(state.sequences)
@@ -189,9 +202,21 @@ class MockBackend:
                 ended = ended or sequence.ended
         if ended:
             self._active = [sequence for sequence in self._active if not sequence.ended]
-        return self._collect()
+        return self._collect() + self._encoder.step()
+
+    def prepare(self, request: Embed | Score) -> EncoderInputs:
+        return self._encoder.prepare(request)
+
+    def encode(self, request: Embed | Score, prepared: object) -> None:
+        assert isinstance(prepared, EncoderInputs)
+        self._once("embed", TextPrompt("\n".join(prepared.texts)))
+        self._encoder.encode(request, prepared)
 
     def delay_seconds(self) -> float | None:
+        waits = [self._generation_wait_seconds(), self._encoder.wait_seconds()]
+        return min((wait for wait in waits if wait is not None), default=None)
+
+    def _generation_wait_seconds(self) -> float | None:
         if self._cancelled or (self._queue and len(self._active) < self._slots):
             return 0.0
         paused = self._paused
@@ -217,6 +242,8 @@ class MockBackend:
         phase: Phase = "idle"
         if busy:
             phase = "decode" if any(sequence.began for sequence in busy) else "prefill"
+        elif self._encoder.waiting:
+            phase = "prefill"
         return Progress(
             step=self._steps,
             phase=phase,
@@ -285,8 +312,10 @@ class MockBackend:
 
     def _end_cancelled(self) -> None:
         while self._cancelled:
-            request = self._requests.get(self._cancelled.popleft())
+            id = self._cancelled.popleft()
+            request = self._requests.get(id)
             if request is None:
+                self._encoder.cancel(id)
                 continue
             self._deltas.extend(sequence.cancel() for sequence in request.sequences if not sequence.ended)
             self._done.append(request.done(self._clock()))

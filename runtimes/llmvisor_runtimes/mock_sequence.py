@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from llmvisor_runtimes import mock_text
 from llmvisor_runtimes.failpoints import Passage
+from llmvisor_runtimes.mock_script import ScriptedReply, script_parser
+from llmvisor_runtimes.output import Parts
 from llmvisor_runtimes.protocol import Delta, Done, FinishReason, Generate, TokenLogprob
 from llmvisor_runtimes.text import TextAssembler
 
@@ -15,13 +17,24 @@ class MockRequest:
 
     __slots__ = (
         "cached_tokens", "first_token_at", "generate", "id", "passage", "prefill_began", "prefill_ends", "prompt",
-        "sequences",
+        "script", "sequences",
     )  # fmt: skip
 
     def __init__(
-        self, generate: Generate, prompt: list[int], *, room: int, reply_tokens: int | None, passage: Passage | None
+        self,
+        generate: Generate,
+        prompt: list[int],
+        *,
+        room: int,
+        reply_tokens: int | None,
+        passage: Passage | None,
+        script: str | None = None,
     ) -> None:
-        """`room` is what the context has left for the reply; `passage` is what the failpoints have for it."""
+        """`room` is what the context has left for the reply; `passage` is what the failpoints have for it.
+
+        `script` is the reply where it is set.
+        """
+        self.script = ScriptedReply(script) if script is not None else None
         self.id = generate.id
         self.generate = generate
         self.prompt = prompt
@@ -30,8 +43,13 @@ class MockRequest:
         self.prefill_began: float | None = None
         self.prefill_ends = 0.0
         self.first_token_at: float | None = None
-        left, finish = _length(generate, room, reply_tokens)
+        left, finish = _length(generate, room, reply_tokens) if script is None else self._script_length(room)
         self.sequences = [MockSequence(self, index, left, finish) for index in range(generate.n)]
+
+    def _script_length(self, room: int) -> tuple[int, FinishReason]:
+        assert self.script is not None
+        most = room if self.generate.max_tokens is None else min(room, self.generate.max_tokens)
+        return min(len(self.script), most), "stop" if len(self.script) <= most else "length"
 
     def done(self, now: float) -> Done:
         """The end of the request."""
@@ -50,7 +68,9 @@ class MockRequest:
 class MockSequence:
     """One choice of a request."""
 
-    __slots__ = ("_assembler", "_finish", "_number", "_reply", "began", "due", "ended", "index", "left", "request")
+    __slots__ = (
+        "_assembler", "_finish", "_number", "_parser", "_reply", "began", "due", "ended", "index", "left", "request",
+    )  # fmt: skip
 
     def __init__(self, request: MockRequest, index: int, left: int, finish: FinishReason) -> None:
         generate = request.generate
@@ -65,10 +85,12 @@ class MockSequence:
         self.ended = False
         # Greedy replies depend on the prompt alone. Where no seed is given the mock takes 0: it has no chance in it.
         seed = None if sampling.temperature == 0 else (sampling.seed or 0) + index
-        self._reply = mock_text.Reply(request.prompt, seed)
+        scripted = request.script is not None
+        self._reply = mock_text.Reply(request.prompt, seed) if request.script is None else request.script
         self._number: int = self._reply.first_number
         self._finish: FinishReason = finish
-        self._assembler = TextAssembler(generate.stop) if generate.stop else None
+        self._assembler = TextAssembler(generate.stop) if generate.stop or scripted else None
+        self._parser = script_parser(generate) if scripted else None
 
     @property
     def completion_tokens(self) -> int:
@@ -89,6 +111,7 @@ class MockSequence:
         self.began = True
         if self._assembler is not None:
             return self._advance_to_stop(self._assembler, count)
+        assert isinstance(self._reply, mock_text.Reply), "a script has an assembler"
         count = min(count, self.left)
         text, tokens = self._reply.run(self._number, count) if count else ("", [])
         self._number += count
@@ -103,7 +126,7 @@ class MockSequence:
         """The last delta of a choice that is cancelled, with the text held back for stop strings."""
         self.ended = True
         held = self._assembler.flush() if self._assembler else ""
-        return Delta(self.request.id, self.index, held, [], "cancelled")
+        return self._delta(held, [], "cancelled")
 
     def _begin_with_echo(self, count: int) -> Delta:
         """The prompt and the first tokens in one delta."""
@@ -125,18 +148,30 @@ class MockSequence:
         tokens: list[int] = []
         finish: FinishReason | None = None
         while self.left and len(tokens) < count and not assembler.stopped:
-            text, token = self._reply.run(self._number, 1)
+            piece, token = self._reply.piece(self._number)
             self._number += 1
             self.left -= 1
-            tokens += token
-            texts.append(assembler.push(text.encode()))
+            tokens.append(token)
+            texts.append(assembler.push(piece))
         if not self.left and not assembler.stopped:
             texts.append(assembler.flush())
             finish = self._finish
         if assembler.stopped:
             finish = "stop"
         self.ended = finish is not None
-        return Delta(self.request.id, self.index, "".join(texts), tokens, finish, self._logprobs(tokens))
+        return self._delta("".join(texts), tokens, finish)
+
+    def _delta(self, text: str, tokens: list[int], finish: FinishReason | None) -> Delta:
+        """A piece of the reply, taken apart where its form asks for it."""
+        parser, logprobs = self._parser, self._logprobs(tokens)
+        if parser is None:
+            return Delta(self.request.id, self.index, text, tokens, finish, logprobs)
+        parts = [parser.feed(text), parser.finish() if finish else Parts()]
+        if finish == "stop" and parser.called:
+            finish = "tool_calls"
+        text, reasoning = "".join([part.text for part in parts]), "".join([part.reasoning for part in parts])
+        calls = [call for part in parts for call in part.tool_calls]
+        return Delta(self.request.id, self.index, text, tokens, finish, logprobs, reasoning, calls)
 
     def _logprobs(self, tokens: list[int]) -> list[TokenLogprob]:
         alternatives = self.request.generate.logprobs

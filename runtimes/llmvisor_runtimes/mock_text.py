@@ -12,7 +12,7 @@ import zlib
 from array import array
 from collections.abc import Sequence
 
-from llmvisor_runtimes.protocol import ChatPrompt, TokenLogprob, TopLogprob
+from llmvisor_runtimes.protocol import ChatMessage, ChatPrompt, TokenLogprob, TopLogprob
 
 WORDS = (
     " amber", " birch", " cedar", " delta", " ember", " frost", " grove", " heath",
@@ -35,8 +35,14 @@ def piece(token: int) -> bytes:
 
 def render(prompt: ChatPrompt) -> str:
     """A conversation as text."""
-    text = "".join([f"<|{message.role}|>{message.content}\n" for message in prompt.messages])
+    tools = "".join([f"<|tool|>{tool.name}{tool.parameters.decode('utf-8', 'replace')}\n" for tool in prompt.tools])
+    text = tools + "".join([_rendered(message) for message in prompt.messages])
     return text + "<|assistant|>" if prompt.add_generation_prompt else text
+
+
+def _rendered(message: ChatMessage) -> str:
+    calls = "".join([f"<|call|>{call.name}{call.arguments}" for call in message.tool_calls])
+    return f"<|{message.role}|>{message.content}{calls}\n"
 
 
 def packed(tokens: Sequence[int]) -> bytes:
@@ -76,6 +82,11 @@ class Reply:
     def word(self, number: int) -> int:
         """Which of the 16 words comes with this number."""
         return (((self._key ^ (number * 0x9E3779B1)) & 0xFFFFFFFF) * 0x85EBCA6B >> 24) & 15
+
+    def piece(self, number: int) -> tuple[bytes, int]:
+        """The bytes and the id of a token."""
+        word = self.word(number)
+        return f"{WORDS[word]}{number}".encode(), FIRST_WORD + number * 16 + word
 
     def run(self, first: int, count: int) -> tuple[str, list[int]]:
         """`count` tokens from number `first` on: their text and their ids."""

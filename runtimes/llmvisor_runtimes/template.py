@@ -7,7 +7,7 @@ file from somewhere, so they run in `sandbox.Sandbox`.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -17,14 +17,15 @@ from jinja2.exceptions import TemplateSyntaxError
 from llmvisor_runtimes import limits
 from llmvisor_runtimes.backend import RequestError
 from llmvisor_runtimes.meter import LimitExceeded, Meter
-from llmvisor_runtimes.protocol import ChatMessage
+from llmvisor_runtimes.protocol import ChatPrompt
 from llmvisor_runtimes.sandbox import Sandbox
+from llmvisor_runtimes.template_messages import TemplateStyle
 
 REASON_CHARS_MAX = 500
 STRFTIME_CHARS_MAX = 256
 
 _KWARGS: msgspec.json.Decoder[dict[str, Any]] = msgspec.json.Decoder(dict[str, Any])
-_OWN = frozenset({"messages", "add_generation_prompt", "bos_token", "eos_token"})
+_OWN = frozenset({"messages", "tools", "add_generation_prompt", "bos_token", "eos_token"})
 
 
 class ChatTemplate:
@@ -43,7 +44,6 @@ class ChatTemplate:
     ) -> None:
         self._now = now
         self._lock = threading.Lock()
-        self._mentions_developer = "developer" in source
         self._sandbox = Sandbox()
         self._sandbox.globals |= {
             "raise_exception": _raise_exception,
@@ -58,22 +58,31 @@ class ChatTemplate:
             raise _failure(f"line {error.lineno}: {error.message}") from error
         except Exception as error:
             raise _failure(_reason(error)) from error
+        self._style = TemplateStyle(source, self._try_rendering)
 
-    def render(self, messages: Sequence[ChatMessage], *, add_generation_prompt: bool, template_kwargs: bytes) -> str:
-        """The conversation as text.
+    @property
+    def family(self) -> str:
+        """How the model writes calls and thoughts: see `toolcalls`."""
+        return self._style.family
 
-        `template_kwargs` is a JSON object of further variables; it cannot replace the template's own (`messages`,
-        `bos_token`, …). Raises `RequestError`: `invalid_value` for such variables and where the template itself
-        refuses the conversation (`raise_exception`: mostly that roles must alternate), `template_error` where it
-        fails or takes more time or bytes than `limits` give it.
+    def render(self, prompt: ChatPrompt) -> str:
+        """The conversation as text, the tools in it that the model may call.
+
+        A template that knows no tools gets them in its system message. `template_kwargs` is a JSON object of further
+        variables; it cannot replace the template's own (`messages`, `bos_token`, …). Raises `RequestError`:
+        `invalid_value` for such variables and where the template itself refuses the conversation (`raise_exception`:
+        mostly that roles must alternate), `template_error` where it fails or takes more time or bytes than `limits`
+        give it.
         """
-        variables = {
-            **self._variables,
-            **self._decoded(template_kwargs),
-            "messages": [self._message(message) for message in messages],
-            "add_generation_prompt": add_generation_prompt,
-        }
+        further = self._decoded(prompt.template_kwargs)
         with self._lock:
+            variables = {
+                **self._variables,
+                **further,
+                "messages": self._style.messages(prompt),
+                "tools": self._style.tools(prompt),
+                "add_generation_prompt": prompt.add_generation_prompt,
+            }
             try:
                 return self._rendered(variables)
             except _RaisedByTemplate as error:
@@ -83,6 +92,13 @@ class ChatTemplate:
                 ) from error
             except Exception as error:  # a template can raise anything that Python has
                 raise _failure(_reason(error)) from error
+
+    def _try_rendering(self, messages: list[dict[str, Any]]) -> str | None:
+        variables = {**self._variables, "messages": messages, "add_generation_prompt": False}
+        try:
+            return self._rendered(variables)
+        except Exception:  # noqa: BLE001 - a template can raise anything that Python has
+            return None
 
     def _rendered(self, variables: dict[str, Any]) -> str:
         self._sandbox.meter = Meter()
@@ -109,13 +125,6 @@ class ChatTemplate:
             message = f"{parameter} cannot set {', '.join(taken)}"
             raise RequestError("invalid_value", message, f"{parameter}.{taken[0]}")
         return variables
-
-    def _message(self, message: ChatMessage) -> dict[str, str]:
-        role = message.role
-        if role == "developer" and not self._mentions_developer:
-            role = "system"  # the older name of the same role, the one that most templates know
-        fields = {"role": role, "content": message.content}
-        return fields if message.name is None else fields | {"name": message.name}
 
     def _strftime_now(self, format: str) -> str:
         if len(format) > STRFTIME_CHARS_MAX:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import openai
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from tests.support.fake_service import FakeService, Script
-from tests.support.http_front import CHAT, Served, served
+from tests.support.http_front import CHAT, COMPLETIONS, Served, served
+from tests.support.polling import eventually
 
 from llmvisor import errors
 from llmvisor_runtimes.protocol import ChatPrompt
@@ -178,6 +181,26 @@ async def test_stream_says_what_the_whole_answer_says(tmp_path: Path, batch: int
         assert [choice["index"] for choice in whole["choices"]] == [0, 1, 2]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_fingerprint_is_of_the_model_as_loaded(tmp_path: Path, stream: bool) -> None:
+    """The first answer, which had to wait for the model to load, says the same as the next."""
+    gate = asyncio.Event()
+    service = FakeService(script=Script(gate=gate))
+    loaded = service.statuses[0]
+    async with served(tmp_path, service) as front:
+        for path, body in ((CHAT, {"messages": MESSAGES}), (COMPLETIONS, {"prompt": "x"})):
+            service.statuses[0] = msgspec.structs.replace(loaded, size=None, created=0)
+            first = asyncio.create_task(front.post(path, {**body, "stream": stream}))
+            await eventually(lambda: service.running == 1, 10, "the request waits")
+            service.statuses[0] = loaded
+            gate.set()
+            answers = [await first, await front.post(path, {**body, "stream": stream})]
+            said = [answer.events[0] if stream else answer.json for answer in answers]
+            assert len({one["system_fingerprint"] for one in said}) == 1
+            assert said[0]["system_fingerprint"].startswith("fp_")
+            gate.clear()
+
+
 async def test_length_finish_is_told(front: Served) -> None:
     """An answer that `max_tokens` ended says so."""
     answer = await front.chat(max_tokens=2)
@@ -243,34 +266,15 @@ async def test_openai_client_raises_its_own_errors(tmp_path: Path) -> None:
         assert said == ["", "Hello", " world"]
 
 
+IMAGE = {"type": "image_url", "image_url": {"url": "https://example.com/cat.png"}}
 UNSUPPORTED: list[tuple[dict[str, Any], str]] = [
-    ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-    ({"tools": [{"type": "function"}], "tool_choice": "auto"}, "tools"),
     ({"functions": [{"name": "f"}]}, "functions"),
-    ({"tool_choice": "required"}, "tool_choice"),
-    ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
-    ({"response_format": {"type": "json_object"}}, "response_format"),
-    ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format"),
-    ({"grammar": "root ::= x"}, "grammar"),
-    ({"guided_regex": "a+"}, "guided_regex"),
-    ({"guided_choice": ["a"]}, "guided_choice"),
-    ({"guided_grammar": "x"}, "guided_grammar"),
-    ({"guided_json": {}}, "guided_json"),
-    ({"json_schema": {}}, "json_schema"),
-    ({"structured_outputs": {"regex": "a"}}, "structured_outputs"),
+    ({"function_call": {"name": "f"}}, "function_call"),
+    ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+    ({"structured_outputs": {"structural_tag": {}}}, "structured_outputs.structural_tag"),
     ({"modalities": ["text", "audio"]}, "modalities"),
-    (
-        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}]},
-        "messages[0].content[0]",
-    ),
-    (
-        {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]},
-        "messages[0].content[0]",
-    ),
-    (
-        {"messages": [{"role": "assistant", "content": None, "tool_calls": [{"id": "x"}]}]},
-        "messages[0].tool_calls",
-    ),
+    ({"messages": [{"role": "user", "content": [{"type": "file"}]}]}, "messages[0].content[0]"),
+    ({"messages": [{"role": "user", "content": [IMAGE]}]}, "messages[0].content[0].image_url.url"),
     ({"model": "embedding"}, "model"),
 ]
 
@@ -288,7 +292,9 @@ async def test_what_no_model_can_do_is_refused_and_not_dropped(
 @pytest.mark.parametrize(
     "fields",
     [
-        {"tools": [{"type": "function"}], "tool_choice": "none"},
+        {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "none"},
+        {"functions": [{"name": "f"}], "function_call": "none"},
+        {"function_call": "auto"},
         {"tools": []},
         {"tool_choice": "auto"},
         {"response_format": {"type": "text"}},

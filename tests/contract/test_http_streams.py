@@ -290,7 +290,7 @@ async def test_streams_leave_nothing_behind(tmp_path: Path) -> None:
         script=Script(endless=True, pieces=["x" * 1000]),
         scripts={"plain": Script(), "bge": Script(fail=errors.RuntimeCrashed("died"), fail_after=1)},
     )
-    service.statuses = [msgspec.structs.replace(status, capabilities=[]) for status in service.statuses]
+    service.statuses = [msgspec.structs.replace(status, capabilities=[], type="llm") for status in service.statuses]
     async with served(tmp_path, service, settings=SHORT) as front:
         assert (await front.chat(model="plain", stream=True)).events[-1] == "[DONE]"
         assert "error" in (await front.chat(model="bge", stream=True)).events[-1]

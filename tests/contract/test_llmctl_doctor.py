@@ -16,9 +16,9 @@ from tests.support.fake_daemon import FakeDaemon
 from tests.support.llmctl_process import llmctl
 
 from llmctl import doctor, doctor_daemon
-from llmctl.backend_probe import probe
 from llmctl.client import Client
 from llmctl.doctor import Finding, Place
+from llmvisor_runtimes.probe import probe
 
 
 @pytest.fixture

@@ -273,7 +273,7 @@ def test_token_that_the_model_does_not_have_is_a_bad_request(daemon: Daemon) -> 
 
 
 @pytest.mark.parametrize(
-    "path", ["/v1/embeddings", "/v1/rerank", "/v1/responses", "/v1/messages", "/api/chat", "/v1/nothing", "/"]
+    "path", ["/v1/responses", "/v1/messages", "/api/chat", "/v1/nothing", "/"]
 )
 def test_endpoint_that_is_not_there_is_not_found_in_json(daemon: Daemon, path: str) -> None:
     """Every path answers in the one form of errors."""

@@ -360,8 +360,8 @@ def test_fields_that_change_nothing_are_ignored(client: OpenAI) -> None:
 def test_fields_that_cannot_be_honoured_are_refused(client: OpenAI) -> None:
     """Rather than answered as if they had not been there."""
     with pytest.raises(openai.BadRequestError) as caught:
-        client.chat.completions.create(model=MODEL, messages=QUESTION, response_format={"type": "json_object"})
-    assert (caught.value.param, caught.value.code) == ("response_format", "unsupported_operation")
+        client.chat.completions.create(model=MODEL, messages=QUESTION, modalities=["text", "audio"])
+    assert (caught.value.param, caught.value.code) == ("modalities", "unsupported_operation")
 
 
 def test_unknown_model_is_not_found_with_near_names(client: OpenAI) -> None:

@@ -198,7 +198,7 @@ def test_unknown_backend_is_permanent_and_names_the_known_ones() -> None:
         assert worker.wait() == os.EX_CONFIG
         log = worker.log()
     assert "'mok'" in log
-    assert "llamacpp, mock" in log
+    assert "flag, llamacpp, mlx, mock" in log
 
 
 def test_backend_that_cannot_be_imported_is_permanent(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_load_tells_what_the_model_is_and_how_far_it_is(driver: LlamaDriver) -> 
     info = driver.info
     assert (info.architecture, info.n_ctx, info.slots, info.vocabulary) == ("llama", 512, 4, VOCABULARY)
     assert (info.context_length, info.embedding_dimension, info.quantization) == (1024, 64, "all F32")
-    assert info.capabilities == ["chat", "completions", "tokenize"]
+    assert info.capabilities == ["chat", "tools", "completions", "tokenize", "structured_output"]
     assert info.memory.kv_bytes > 0
     assert info.memory.compute_bytes > 0
     weights = [progress for progress in driver.load_progress if progress.stage == "weights"]

@@ -20,10 +20,17 @@ PURE = (
     "daemon/llmvisor/supervision/state.py",
     "daemon/llmvisor/supervision/restart.py",
     "daemon/llmvisor/supervision/scheduler.py",
+    "daemon/llmvisor/supervision/cpu.py",
     "daemon/llmvisor/config/reload.py",
     "daemon/llmvisor/routing/names.py",
+    "runtimes/llmvisor_runtimes/encoding.py",
+    "runtimes/llmvisor_runtimes/encoding_queue.py",
+    "runtimes/llmvisor_runtimes/flag/pace.py",
     "runtimes/llmvisor_runtimes/llamacpp/batch.py",
     "runtimes/llmvisor_runtimes/llamacpp/kvcache.py",
+    "runtimes/llmvisor_runtimes/mlx/prefixes.py",
+    "runtimes/llmvisor_runtimes/structured/ranges.py",
+    "runtimes/llmvisor_runtimes/structured/schema.py",
 )
 IMPURE_MODULES = {
     "aiohttp", "asyncio", "datetime", "io", "logging", "multiprocessing", "os", "pathlib", "random", "select", "shutil",
@@ -32,7 +39,9 @@ IMPURE_MODULES = {
 IMPURE_CALLS = {"open", "print", "input", "exec", "eval"}
 
 # A backend alone imports its engine, and the templates' two modules import jinja2.
-ENGINE_MODULES = ("llmvisor_runtimes.llamacpp", "llmvisor_runtimes.template", "llmvisor_runtimes.sandbox")
+ENGINE_MODULES = tuple(
+    f"llmvisor_runtimes.{name}" for name in ("flag", "llamacpp", "mlx", "sandbox", "structured", "template")
+)
 # What arrives from a file or a pipe must never become code, and what leaves must never be a pickle.
 FORBIDDEN_EVERYWHERE = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "multiprocessing"}
 INFERENCE_LIBRARIES = {"llama_cpp", "numpy", "torch", "mlx", "mlx_lm", "transformers", "FlagEmbedding", "llguidance"}
@@ -120,6 +129,7 @@ def test_daemon_imports_only_the_protocol_of_the_runtimes() -> None:
         "llmvisor_runtimes.framing",
         "llmvisor_runtimes.protocol",
         "llmvisor_runtimes.limits",
+        "llmvisor_runtimes.cores",
         "llmvisor_runtimes.backend.ENTRY_POINT_GROUP",
     )
 

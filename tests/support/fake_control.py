@@ -11,6 +11,8 @@ import msgspec
 
 from llmvisor.broadcast import Hub, Subscription
 from llmvisor.control.api import (
+    BackendStatus,
+    CacheStats,
     ConfigValue,
     DaemonStatus,
     Event,
@@ -62,6 +64,7 @@ class FakeControl:
     problems: list[str] = field(default_factory=list[str])
     checked: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
     shutdowns: int = 0
+    backend_list: list[BackendStatus] = field(default_factory=list[BackendStatus])
     failure: Exception | None = None
     """Raised by `daemon_status`."""
     events: Hub[Event] = field(default_factory=lambda: Hub[Event](100))
@@ -103,6 +106,15 @@ class FakeControl:
         if model != RUNTIME.id:
             raise ModelNotFound(f"no runtime {model}")
         return RUNTIME
+
+    def cache_stats(self) -> CacheStats:
+        return CacheStats(0, 0, 0, 0, 0, 0, 0.0, 0)
+
+    def clear_cache(self) -> int:
+        return 3
+
+    async def backends(self) -> list[BackendStatus]:
+        return self.backend_list
 
     def submit_job(self, request: JobRequest) -> Job:
         self.submitted.append(request)

@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from array import array
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count, islice
 from typing import Self
 
+import msgspec
+
 from llmvisor.control.api import ModelStatus
 from llmvisor.errors import LlmvisorError, ModelNotFound
-from llmvisor.services.service import Generation
+from llmvisor.services.service import (
+    CacheState,
+    Embedded,
+    EmbeddingRequest,
+    Generation,
+    ModelIdentity,
+    Scored,
+    ScoringRequest,
+)
 from llmvisor_runtimes.protocol import (
     ChatPrompt,
     Delta,
     Done,
+    Embedding,
     FinishReason,
     InfillPrompt,
     Prompt,
+    Sampling,
     TextPrompt,
     TokenLogprob,
     TokenPrompt,
@@ -60,9 +73,22 @@ EMBEDDER = ModelStatus(
     backend="mock",
     state="not_loaded",
     type="embeddings",
-    capabilities=["embeddings"],
+    capabilities=["embedding", "sparse", "colbert"],
+)
+RERANKER = ModelStatus(
+    id="reranker/rank",
+    name="rank",
+    tier="reranker",
+    aliases=[],
+    service="local",
+    backend="mock",
+    state="not_loaded",
+    type="reranker",
+    n_ctx=64,
+    capabilities=["rerank", "tokenize"],
 )
 MODELS = [LIGHT, PLAIN, EMBEDDER]
+ENCODERS = [*MODELS, RERANKER]
 
 
 @dataclass
@@ -94,10 +120,16 @@ class Script:
     done: bool = True
     prompt_tokens: int = 5
     cached_tokens: int = 2
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    deltas: Sequence[Delta] | None = None
+    """Instead of `pieces`: what each choice gets, finish included."""
 
 
 class FakeStream:
     """See `services.service.Stream`."""
+
+    cache: CacheState = "off"
 
     def __init__(self, service: FakeService, generation: Generation, script: Script) -> None:
         self.queue_ms = 0.0
@@ -144,11 +176,17 @@ class FakeStream:
                 completion_tokens=sent,
                 prompt_ms=10.0,
                 predicted_ms=20.0,
+                drafted_tokens=script.drafted_tokens,
+                accepted_tokens=script.accepted_tokens,
             )
 
     def _deltas(self) -> Iterator[Delta]:
         """Token by token over all choices, then the finish of each."""
         choices = range(self.generation.n)
+        if self._script.deltas is not None:
+            for delta in self._script.deltas:
+                yield from (msgspec.structs.replace(delta, index=index) for index in choices)
+            return
         pieces = self._pieces()
         if self._script.endless:
             texts = [piece if isinstance(piece, str) else piece.decode() for piece in pieces]
@@ -180,6 +218,14 @@ class FakeStream:
         return [prompt, *said] if self.generation.echo else said
 
 
+def _same_vector(_: int) -> list[float]:
+    return [0.6, 0.0, 0.8]
+
+
+def _occurrences(query: str, document: str) -> float:
+    return float(document.count(query))
+
+
 @dataclass
 class FakeService:
     """See `services.service.Service`. `scripts` by model name; the others follow `script`."""
@@ -194,6 +240,12 @@ class FakeService:
     """Request ids of those that were left before their end."""
     running: int = 0
     tokens_sent: int = 0
+    encoded: list[EmbeddingRequest | ScoringRequest] = field(default_factory=list[EmbeddingRequest | ScoringRequest])
+    """All embeddings and scores that were asked for, in order."""
+    dense: Callable[[int], list[float]] = _same_vector
+    """The dense vector of input number n."""
+    logit: Callable[[str, str], float] = _occurrences
+    """The score of a pair."""
 
     def models(self) -> list[ModelStatus]:
         return self.statuses
@@ -201,12 +253,17 @@ class FakeService:
     def model(self, name: str) -> ModelStatus:
         return next(status for status in self.statuses if status.name == name)
 
-    def resolve(self, requested: str | None) -> str:
-        """Name, id, alias or tier; absent takes the first model."""
+    def resolve(self, requested: str | None, purpose: str = "name") -> str:
+        """Name, id, alias or tier; absent takes the first model, or that of the tier that the purpose is."""
+        if requested is None and purpose in {"embedding", "reranker"}:
+            requested = purpose
         for status in self.statuses:
             if requested in {None, status.name, status.id, status.tier, *status.aliases}:
                 return status.name
         raise ModelNotFound(f"the model '{requested}' does not exist", param="model")
+
+    def identity(self, model: str) -> ModelIdentity:
+        return ModelIdentity(model, Sampling(), 100)
 
     def generate(self, model: str, generation: Generation) -> FakeStream:
         script = self.scripts.get(model, self.script)
@@ -214,6 +271,39 @@ class FakeService:
         if script.refuse is not None:
             raise script.refuse
         return FakeStream(self, generation, script)
+
+    async def embed(self, model: str, request: EmbeddingRequest) -> Embedded:
+        """A token for each character or id; sparse weights 0.5 for token 7; two colbert vectors."""
+        await self._begin_encoding(model, request)
+        items = [
+            Embedding(
+                tokens=len(given),
+                dense=array("f", self.dense(number)).tobytes() if "dense" in request.kinds else b"",
+                sparse={7: 0.5} if "sparse" in request.kinds else {},
+                colbert=array("f", [1.0, 0.0, 0.0, 1.0]).tobytes() if "colbert" in request.kinds else b"",
+                colbert_vectors=2 if "colbert" in request.kinds else 0,
+            )
+            for number, given in enumerate(request.inputs)
+        ]
+        return Embedded(items=items, queue_ms=1.5, load_ms=0.25)
+
+    async def score(self, model: str, request: ScoringRequest) -> Scored:
+        """The number of times that the query stands in the document, as a logit."""
+        await self._begin_encoding(model, request)
+        scores = [self.logit(query, document) for query, document in request.pairs]
+        return Scored(scores=scores, tokens=10 * len(scores), queue_ms=1.5, load_ms=0.25)
+
+    async def _begin_encoding(self, model: str, request: EmbeddingRequest | ScoringRequest) -> None:
+        script = self.scripts.get(model, self.script)
+        self.encoded.append(request)
+        if script.refuse is not None:
+            raise script.refuse
+        if script.gate is not None:
+            try:
+                await script.gate.wait()
+            except asyncio.CancelledError:
+                self.cancelled.append(request.request_id)
+                raise
 
     async def tokenize(self, model: str, prompt: Prompt, *, add_special: bool, parse_special: bool) -> Tokens:
         """A token for each byte; a leading 1 with `add_special`."""

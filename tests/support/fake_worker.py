@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from llmvisor.config.tree import ModelConfig
 from llmvisor.control.api import RuntimeStatus
 from llmvisor.services.service import Generation, SamplingRequest
+from llmvisor.supervision.cpu import CoreShares
 from llmvisor.supervision.reaper import WorkerExit
 from llmvisor.supervision.runtime import Runtime
 from llmvisor.supervision.setup import RuntimeSetup
@@ -96,6 +97,7 @@ class FakeWorld:
             publish=self.published.append,
             clock=self.clock,
             random=lambda: 1.0,
+            cores=CoreShares(8, {"tiny": 8}, lambda _model, threads: self.runtime.set_threads(threads)),
             python=lambda _: "python",
         )
         self.runtime = Runtime("tiny", config, setup)

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
 from llmvisor_runtimes.llamacpp import LlamaCppBackend
 from llmvisor_runtimes.llamacpp.context import LlamaContext
 from llmvisor_runtimes.protocol import (
+    AdapterScale,
+    ChatPrompt,
     Done,
     Failed,
     Generate,
+    Grammar,
     Load,
     LoadProgress,
     ModelInfo,
@@ -22,6 +26,7 @@ from llmvisor_runtimes.protocol import (
     Step,
     TokenLogprob,
     TokenPrompt,
+    ToolCallDelta,
 )
 
 GREEDY = Sampling(temperature=0)
@@ -36,6 +41,8 @@ class Output:
         self.texts: list[str] = []
         self.tokens: list[int] = []
         self.logprobs: list[TokenLogprob] = []
+        self.reasoning = ""
+        self.tool_calls: list[ToolCallDelta] = []
         self.finish: str | None = None
 
 
@@ -68,13 +75,17 @@ class LlamaDriver:
         echo: bool = False,
         ignore_eos: bool = False,
         cache_prompt: bool = True,
+        speculative: Literal["off", "lookup", "draft"] | None = None,
+        adapters: list[AdapterScale] | None = None,
+        grammar: Grammar | None = None,
+        conversation: ChatPrompt | None = None,
     ) -> int:
-        """Hand a request in; gives its id."""
+        """Hand a request in; gives its id. The tokens are those of `conversation`, where there is one."""
         self._ids += 1
         request = Generate(
             id=self._ids,
             request_id=f"request-{self._ids}",
-            prompt=TokenPrompt(prompt),
+            prompt=conversation or TokenPrompt(prompt),
             sampling=sampling,
             n=n,
             max_tokens=max_tokens,
@@ -83,8 +94,11 @@ class LlamaDriver:
             echo=echo,
             ignore_eos=ignore_eos,
             cache_prompt=cache_prompt,
+            speculative=speculative,
+            adapters=adapters,
+            grammar=grammar,
         )
-        self.backend.generate(request, prompt)
+        self.backend.generate(request, prompt, self.backend.constraint(request))
         for index in range(n):
             self.outputs[self._ids, index] = Output()
         return self._ids
@@ -103,6 +117,8 @@ class LlamaDriver:
                 output.texts.append(delta.text)
                 output.tokens += delta.tokens
                 output.logprobs += delta.logprobs
+                output.reasoning += delta.reasoning
+                output.tool_calls += delta.tool_calls
                 output.finish = delta.finish
             for done in report.done:
                 self.done[done.id] = done

@@ -11,6 +11,8 @@ BOS, EOS, SPACE, END_OF_TURN = 1, 2, 259, 260
 FIRST_BYTE = 3
 """Token of the byte 0; the others follow."""
 VOCABULARY = 261
+INFILL_TOKENS = (FIRST_BYTE + 0xFD, FIRST_BYTE + 0xFE, FIRST_BYTE + 0xFF)
+"""Before the prefix, the suffix and the middle: bytes that no text in UTF-8 has."""
 CHAT_TEMPLATE = (
     "{% for m in messages %}[{{ m.role }}]{{ m.content }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% endif %}"
@@ -22,8 +24,13 @@ def byte_tokens(text: str) -> list[int]:
     return [FIRST_BYTE + byte for byte in text.encode()]
 
 
-def write_tiny_gguf(path: Path, *, seed: int = 1, layers: int = 2, dims: int = 64, context_length: int = 1024) -> Path:
-    """Write a model of llama's architecture with one token for each byte; the same seed gives the same file."""
+def write_tiny_gguf(
+    path: Path, *, seed: int = 1, layers: int = 2, dims: int = 64, context_length: int = 1024, infill: bool = False
+) -> Path:
+    """Write a model of llama's architecture with one token for each byte; the same seed gives the same file.
+
+    With `infill` it names the `INFILL_TOKENS`.
+    """
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")
     writer.add_context_length(context_length)
@@ -35,7 +42,9 @@ def write_tiny_gguf(path: Path, *, seed: int = 1, layers: int = 2, dims: int = 6
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_dimension_count(dims // 4)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
-    _add_tokenizer(writer)
+    add_byte_tokenizer(writer)
+    for name, token in zip(("pre", "suf", "mid"), INFILL_TOKENS if infill else (), strict=False):
+        writer.add_uint32(f"tokenizer.ggml.fim_{name}_token_id", token)
     _add_weights(writer, np.random.default_rng(seed), layers, dims)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -44,7 +53,8 @@ def write_tiny_gguf(path: Path, *, seed: int = 1, layers: int = 2, dims: int = 6
     return path
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter) -> None:
+def add_byte_tokenizer(writer: gguf.GGUFWriter) -> None:
+    """One token for each byte, a conversation's template, and a leading token."""
     kinds = gguf.TokenType
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "<|end|>"]
     types = [kinds.UNKNOWN, kinds.CONTROL, kinds.CONTROL, *[kinds.BYTE] * 256, kinds.NORMAL, kinds.CONTROL]

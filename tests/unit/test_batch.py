@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmvisor_runtimes.llamacpp.batch import PrefillPace, Slice, compose, divide
+from llmvisor_runtimes.llamacpp.batch import PrefillPace, Slice, Turns, compose, divide
 
 PENDING = st.lists(st.integers(0, 5_000), max_size=40)
 
@@ -114,3 +114,29 @@ def test_prefill_pace_makes_steps_whole_multiples_with_those_that_decode() -> No
     assert pace.tokens(3) + 3 == 64
     assert pace.tokens(40) + 40 == 128
     assert pace.tokens(64) + 64 == 128
+
+
+def test_turns_change_after_so_many_steps_and_everybody_has_one() -> None:
+    """Three groups, two steps each, round and round."""
+    turns: Turns[str] = Turns(steps=2)
+    assert [turns.next(["a", "b", "a", "c"]) for _ in range(8)] == [*"aabbccaa"]
+
+
+def test_turn_of_a_group_that_has_left_goes_to_the_next_at_once() -> None:
+    """And who comes is served after those that were there."""
+    turns: Turns[str] = Turns(steps=4)
+    assert turns.next(["a", "b"]) == "a"
+    assert [turns.next(["b"]), turns.next(["b", "c"])] == ["b", "b"]
+    assert [turns.next(["b", "c"]) for _ in range(4)] == [*"bbcc"]
+
+
+@given(st.lists(st.lists(st.integers(0, 4), min_size=1), min_size=1), st.integers(1, 5))
+def test_turns_starve_nobody(steps: list[list[int]], length: int) -> None:
+    """Who is there all the time is served within one turn of each of the others."""
+    turns: Turns[int] = Turns(steps=length)
+    waited = 0
+    for groups in steps:
+        served = turns.next([9, *groups])
+        assert served in {9, *groups}
+        waited = 0 if served == 9 else waited + 1
+        assert waited <= 5 * length

@@ -146,7 +146,7 @@ def test_example_with_everything_taken_in_can_be_used() -> None:
     text = uncommented(example_text())
     assert check_text(text, "example.yaml") == []
     root, _ = read_document(text)
-    assert set(root.entries) == {"server", "control", "logging", "memory", "models", "llm", "backends"}
+    assert set(root.entries) == {"server", "control", "logging", "memory", "cpu", "cache", "models", "llm", "backends"}
 
 
 def test_example_teaches_every_key() -> None:

@@ -35,6 +35,17 @@ TIER_VALUES = {
     "REPEAT_PENALTY": ("repeat_penalty", "1.5", 1.5),
     "USE_MMAP": ("use_mmap", "false", False),
     "USE_MLOCK": ("use_mlock", "true", True),
+    "EMBEDDING_MODE": ("embedding_mode", "true", True),
+    "EMBEDDING_DIMENSION": ("embedding_dimension", "256", 256),
+}
+CACHE_VALUES = {
+    "ENABLE_CACHE": ("enabled", "false", False),
+    "LLM_CACHE_ENABLED": ("enabled", "0", False),
+    "CACHE_MAX_SIZE": ("max_size", "7", 7),
+    "CACHE_TTL_SECONDS": ("ttl_seconds", "60", 60.0),
+    "LLM_CACHE_TTL_SECONDS": ("ttl_seconds", "90", 90.0),
+    "CACHE_PERSIST_TO_DISK": ("persist_to_disk", "true", True),
+    "CACHE_DIR": ("dir", "/cache", "/cache"),
 }
 TIERS_WRITTEN = ["LIGHT", "MEDIUM", "HEAVY", "EMBEDDING", "RERANKER"]
 
@@ -55,7 +66,7 @@ def test_environment_every_name_of_every_tier(at: Configured, tier: str, suffix:
 def test_environment_names_are_all_tested() -> None:
     """No name is known to the daemon and not to these tests."""
     assert set(TIER_NAMES) == {f"{tier}_{suffix}" for tier in TIERS_WRITTEN for suffix in TIER_VALUES}
-    assert set(SERVER_NAMES) == {"PORT", "HOST", "LOG_LEVEL", "SHUTDOWN_TIMEOUT", "LLMVISOR_SOCKET"}
+    assert set(SERVER_NAMES) == {"PORT", "HOST", "LOG_LEVEL", "SHUTDOWN_TIMEOUT", "LLMVISOR_SOCKET", *CACHE_VALUES}
 
 
 def test_environment_names_of_the_server(at: Configured) -> None:
@@ -92,19 +103,21 @@ def test_environment_names_of_a_tier_without_a_model_have_no_effect(at: Configur
     ]
 
 
-def test_environment_embedding_mode_is_told_apart(at: Configured) -> None:
-    """`false` is what holds; `true` asks for what this version has not."""
-    assert at.load(EMBEDDING_MODEL_PATH="/e.gguf", EMBEDDING_EMBEDDING_MODE="false").config.models["embedding"].path
-    (problem,) = at.problems(EMBEDDING_MODEL_PATH="/e.gguf", EMBEDDING_EMBEDDING_MODE="true")
-    assert problem.startswith("EMBEDDING_EMBEDDING_MODE: models.embedding: embedding models are not served by this")
+@pytest.mark.parametrize("name", list(CACHE_VALUES))
+def test_environment_names_of_the_cache(at: Configured, name: str) -> None:
+    """Each sets its key, whichever of the two names a program uses."""
+    key, text, value = CACHE_VALUES[name]
+    loaded = at.load(environ={name: text})
+    assert getattr(loaded.config.cache, key) == value
+    assert loaded.origins[f"cache.{key}"].where == name
 
 
 FOREIGN = [
-    "ENABLE_CACHE", "CACHE_MAX_SIZE", "CACHE_TTL_SECONDS", "CACHE_PERSIST_TO_DISK", "CACHE_DIR", "LM_STUDIO_ENDPOINT",
+    "LM_STUDIO_ENDPOINT",
     "OPENAI_API_KEY", "OPENAI_MODEL", "OPENAI_MAX_TOKENS", "OPENAI_TEMPERATURE", "CLAUDE_API_KEY", "ANTHROPIC_API_KEY",
-    "CLAUDE_MODEL", "LLM_ROUTING_STRATEGY", "LLM_CACHE_ENABLED", "LLM_CACHE_TTL_SECONDS", "LLM_GENERAL_MODEL_1",
+    "CLAUDE_MODEL", "LLM_ROUTING_STRATEGY", "LLM_GENERAL_MODEL_1",
     "LLM_SQL_MODEL_2", "LLM_ANALYSIS_MODEL_1", "LLM_UI_GENERATION_MODEL_10", "LLM_CONFIG_MANAGEMENT_MODEL_1",
-    "LLM_SQL_MODEL", "LIGHT_EMBEDDING_DIMENSION",
+    "LLM_SQL_MODEL",
 ]  # fmt: skip
 
 
@@ -168,7 +181,7 @@ def test_environment_long_name_is_the_more_exact_one(at: Configured) -> None:
         ("LLMVISOR__SEVER__PORT", "sever: unknown key, the nearest is server (LLMVISOR__SERVER)"),
         ("LLMVISOR__SERVER", "server: a part of the tree, not one value; it has: host, port"),
         ("LLMVISOR__SERVER__PORT__X", "server.port.x: unknown key, server.port is one value"),
-        ("LLMVISOR__CACHE__ENABLED", "cache: unknown key (a later version of llmvisor has it; this one does not)"),
+        ("LLMVISOR__ROUTING__STRATEGY", "routing: unknown key (a later version of llmvisor has it; this one does not)"),
         ("LLMVISOR__MODELS__LITE__N_CTX", "no model is called lite, the nearest is light"),
         ("LLMVISOR__MODELS__LIGHT__N_CTXX", "models.light.n_ctxx: unknown key, the nearest is models.light.n_ctx"),
         ("LLMVISOR__MODELS__A_B__N_CTX", "stands for more than one model: a-b, a.b"),

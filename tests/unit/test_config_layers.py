@@ -46,7 +46,7 @@ server:
   management: true
 sever:
   port: 1
-cache: {enabled: true}
+routing: {strategy: cost}
 logging:
   main: loud
 memory: {limit: 101%}
@@ -62,7 +62,7 @@ models:
     replicas: 2
   other:
     tier: huge
-    backend: mlx
+    backend: onnx
     path: model.gguf
     aliases: [light]
   -bad-:
@@ -82,7 +82,7 @@ config.yaml:4: server.prot: unknown key, the nearest is server.port
 config.yaml:5: server.cors_origins: found ["loopback","ftp://x"], allowed: a list, each `loopback`, `*`, or
 config.yaml:6: server.management: unknown key (a later version of llmvisor has it; this one does not)
 config.yaml:7: sever: unknown key, the nearest is server
-config.yaml:9: cache: unknown key (a later version of llmvisor has it; this one does not)
+config.yaml:9: routing: unknown key (a later version of llmvisor has it; this one does not)
 config.yaml:11: logging.main: found "loud", allowed: keys: console_level, file_level, file, format,
 config.yaml:12: memory.limit: found "101%", allowed: a share such as 80%, or bytes such as 16GiB or 17179869184
 config.yaml:13: control.mode: found "0888", allowed: an octal mode from "0600" to "0777"
@@ -94,7 +94,7 @@ config.yaml:21: models.light.restart.maximum: unknown key, the nearest is models
 config.yaml:21: models.light.restart.backoff: found [10.0, 1.0], allowed: the shortest wait first
 config.yaml:22: models.light.replicas: unknown key (a later version of llmvisor has it; this one does not)
 config.yaml:24: models.other.tier: found "huge", allowed: one of embedding, heavy, light, medium, reranker or null
-config.yaml:25: models.other.backend: found "mlx", allowed in this version: llamacpp, mock, or a plug-in's
+config.yaml:25: models.other.backend: found "onnx", allowed in this version: flag, llamacpp, mlx, mock, or a plug-in's
 config.yaml:27: models.other.aliases: found "light", which is a model's name already
 config.yaml:28: models.-bad-: found the name '-bad-'
 config.yaml:30: models.empty: no path, allowed: `path:` of a GGUF file, or `backend: mock`

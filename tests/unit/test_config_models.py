@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,19 @@ def test_model_backend_is_guessed_from_the_file(at: Configured) -> None:
     assert {model.backend for model in models.values()} == {"llamacpp"}
 
 
+def test_model_backend_is_guessed_from_the_folder(at: Configured) -> None:
+    """A folder of a model that writes text is MLX's, one of an encoder FlagEmbedding's."""
+    for name, kind in (("text", "LlamaForCausalLM"), ("vectors", "XLMRobertaModel")):
+        (at.folder / name).mkdir()
+        model_type = "llama" if name == "text" else "xlm-roberta"
+        config = {"architectures": [kind], "model_type": model_type}
+        (at.folder / name / "config.json").write_text(json.dumps(config))
+        (at.folder / name / "model.safetensors").write_bytes(bytes(100))
+        (at.folder / name / "tokenizer.json").write_text("{}")
+    models = at.load("models: {a: {path: text}, b: {path: vectors}}").config.models
+    assert [model.backend for model in models.values()] == ["mlx", "flag"]
+
+
 def test_model_backend_that_cannot_be_guessed_is_told(at: Configured) -> None:
     """A folder and a file of another kind are refused with the backends that there are."""
     (at.folder / "mlx-model").mkdir()
@@ -45,7 +59,7 @@ def test_model_backend_that_cannot_be_guessed_is_told(at: Configured) -> None:
     assert folder.startswith("config.yaml:2: models.a.path: found a folder")
     assert file.startswith("config.yaml:3: models.b.path: found")
     for problem in (folder, file):
-        assert "this version has the backends llamacpp, mock" in problem
+        assert "this version has the backends flag, llamacpp, mlx, mock" in problem
 
 
 def test_model_folder_is_nothing_for_llamacpp(at: Configured) -> None:

@@ -188,7 +188,7 @@ def test_token_prompt_brings_no_failpoint() -> None:
 
 def test_prompt_may_not_name_what_is_not_its_own() -> None:
     """A request cannot set how the model loads or closes."""
-    with pytest.raises(FailpointError, match="only generate, tokenize, apply_template"):
+    with pytest.raises(FailpointError, match="only generate, embed, tokenize, apply_template"):
         in_prompt(TextPrompt("[[failpoint: load=hang]]"))
 
 

@@ -144,6 +144,17 @@ def test_gguf_of_an_encoder_needs_no_cache(tmp_path: Path) -> None:
     assert estimate_memory(read(tmp_path, g.gguf(metadata)), n_ctx=512, n_batch=512).kv_bytes == 0
 
 
+def test_gguf_of_an_encoder_needs_room_for_its_longest_text(tmp_path: Path) -> None:
+    """Its logits count, though nobody reads them: llama.cpp has a row of the vocabulary for each token."""
+    metadata = {key.replace("llama.", "bert."): value for key, value in g.METADATA.items()}
+    metadata["general.architecture"] = g.string("bert")
+    header = read(tmp_path, g.gguf(metadata))
+    trained = estimate_memory(header, n_ctx=0, n_batch=512).compute_bytes
+    assert trained > header.context_length * header.vocabulary * 4
+    assert estimate_memory(header, n_ctx=10 * header.context_length, n_batch=512).compute_bytes == trained
+    assert estimate_memory(header, n_ctx=header.context_length // 2, n_batch=64).compute_bytes < trained / 2
+
+
 def test_gguf_of_a_split_model_says_how_many_files(tmp_path: Path) -> None:
     """The first file of a split model may hold no tensors at all."""
     metadata = with_metadata(split__count=g.number(g.U16, 3))

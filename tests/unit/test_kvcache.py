@@ -365,3 +365,75 @@ def test_state_that_cannot_be_saved_is_not_parked() -> None:
     parked = ParkedSequences(bytes_max=40, bytes_per_token=1, gain_tokens_min=1)
     assert not parked.put([1, 2, 3], bytearray)
     assert len(parked) == 0
+
+
+# ------------------------------------------------------------------------------------- guessed tokens, adapters, saved
+
+
+def test_cut_gives_back_the_end_of_a_sequence_and_shared_cells_stay() -> None:
+    """What was guessed wrong is forgotten here and in the memory; a copy of the prefix keeps its own."""
+    books = Books(cells=20)
+    first = books.kv.open(Match(None, 0))
+    assert first is not None
+    books.memory.compute(first, 8)
+    books.kv.extend(first, [*range(8)])
+    second = books.kv.open(Match(first, 6))
+    assert second is not None
+    books.kv.cut(first, 4)
+    assert books.kv.tokens(first) == [0, 1, 2, 3]
+    assert books.memory.positions(first) == [0, 1, 2, 3]
+    assert books.memory.positions(second) == [*range(6)]
+    assert books.kv.used == len(books.memory.cells) == 6
+    books.kv.cut(first, 4)
+    assert books.kv.free == 14
+
+
+def test_sequences_of_other_adapters_are_no_match_and_replace_nobody() -> None:
+    """The same tokens computed with another adapter are something else: here, parked and brought back."""
+    parked = ParkedSequences(bytes_max=1_000, bytes_per_token=1, gain_tokens_min=1)
+    books = Books(cells=40, parked=parked)
+    tokens, loud = [*range(6)], (("loud", 1.0),)
+    for adapters in ((), loud):
+        sequence = books.kv.open(Match(None, 0), adapters)
+        assert sequence is not None
+        books.memory.compute(sequence, 6)
+        books.kv.extend(sequence, tokens)
+        books.kv.close(sequence, keep=True)
+    assert len(books.kv.idle) == 2
+    assert books.kv.match(tokens, 6, loud).length == 6
+    assert books.kv.match(tokens, 6, (("loud", 0.5),)) == Match(None, 0)
+    books.kv.park_one()
+    books.kv.park_one()
+    assert (len(parked), books.kv.used) == (2, 0)
+    books.kv.recall(tokens, 6, (("loud", 0.5),))
+    assert books.kv.used == 0
+    books.kv.recall(tokens, 6, loud)
+    assert books.kv.match(tokens, 6) == Match(None, 0)
+    assert books.kv.match(tokens, 6, loud).length == 6
+
+
+@pytest.mark.parametrize("with_parked", [True, False])
+def test_saved_sequences_are_there_again(with_parked: bool) -> None:
+    """The one used last first; without room for all in the context the others are left out."""
+
+    def room() -> ParkedSequences | None:
+        return ParkedSequences(bytes_max=1_000, bytes_per_token=1, gain_tokens_min=1) if with_parked else None
+
+    books = Books(cells=200, parked=room())
+    for start in (100, 200, 300):
+        sequence = books.kv.open(Match(None, 0))
+        assert sequence is not None
+        books.memory.compute(sequence, 50)
+        books.kv.extend(sequence, [*range(start, start + 50)])
+        books.kv.close(sequence, keep=True)
+    books.kv.park_one()
+    saved = list(books.kv.saved())
+    assert [parked.tokens[0] for parked in saved] == [300, 200, 100]
+    again = Books(cells=120, parked=room())
+    again.kv.restore(saved)
+    found: list[int] = []
+    for start in (300, 200, 100):
+        tokens = [*range(start, start + 50)]
+        again.kv.recall(tokens, 50)
+        found.append(again.kv.match(tokens, 50).length)
+    assert found == ([50, 50, 50] if with_parked else [50, 50, 0])

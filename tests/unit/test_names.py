@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from llmvisor import limits
 from llmvisor.errors import ModelNotFound, TierNotConfigured
-from llmvisor.routing.names import NamedModel, check_name, resolve
+from llmvisor.routing.names import NamedModel, Purpose, check_name, resolve
 
 SMOL = NamedModel("smollm2-135m", "light", ("smol", "gpt-4o-mini"))
 STORIES = NamedModel("stories15m", "light")
@@ -180,3 +180,99 @@ def test_check_name_takes_plain_names(name: str) -> None:
 def test_check_name_refuses_what_would_be_read_otherwise(name: str) -> None:
     """Separators, blanks, paths and the reserved word are refused with a reason."""
     assert check_name(name)
+
+
+# --------------------------------------------------------------------------- names that look like a kind of model
+
+RERANKER = NamedModel("ranker", "reranker")
+MEDIUM = NamedModel("middle", "medium")
+EVERY_TIER = [*CATALOGUE, RERANKER, MEDIUM]
+
+
+@pytest.mark.parametrize(
+    ("requested", "expected"),
+    [
+        ("text-embedding-3-small", BGE),
+        ("nomic-embed-text:latest", BGE),
+        ("BAAI/bge-large-en-v1.5", BGE),
+        ("intfloat/multilingual-e5-large", BGE),
+        ("e5-mistral-7b-instruct", BGE),
+        ("BAAI/bge-reranker-v2-m3", RERANKER),
+        ("rerank-english-v3.0", RERANKER),
+        ("cross-encoder/ms-marco-MiniLM-L6-v2", RERANKER),
+        ("qwen2.5-0.5b-instruct", SMOL),
+        ("SmolLM2-360M-Instruct", SMOL),
+        ("llama3.2:3b", SMOL),
+        ("meta-llama/Llama-3.1-8B-Instruct", MEDIUM),
+        ("qwen-7b", MEDIUM),
+        ("mistral-small-22b-q4_k_m", MEDIUM),
+        ("llama-3.3-70b", QWEN),
+        ("qwen3-30b-a3b", QWEN),
+        ("mixtral-8x7b", QWEN),
+    ],
+)
+def test_name_that_looks_like_a_kind_of_model_means_that_tier(requested: str, expected: NamedModel) -> None:
+    """Embedders and rerankers by their families, models that write text by their size."""
+    assert resolve(requested, EVERY_TIER, purpose="text") is expected
+
+
+@pytest.mark.parametrize(
+    "requested",
+    ["gpt-4o", "heavy/other-7b", "openai~text-embedding-3-small", "phi-code5", "gemma-4bit", "bloom", "7bit"],
+)
+def test_name_that_looks_like_nothing_stays_unknown(requested: str) -> None:
+    """Also one that says its tier or its service itself."""
+    with pytest.raises(ModelNotFound):
+        resolve(requested, EVERY_TIER, purpose="text")
+
+
+def test_names_of_models_win_over_what_they_look_like() -> None:
+    """A model called so is meant, whatever tier it is in."""
+    own = NamedModel("bge-7b-embed", "heavy")
+    assert resolve("bge-7b-embed", [BGE, own, MEDIUM], purpose="text") is own
+
+
+@pytest.mark.parametrize("requested", ["bge-large", "some-rerank", "llama-7b", "qwen-0.5b", "qwen-70b"])
+def test_name_that_looks_like_a_tier_without_a_model_is_unknown(requested: str) -> None:
+    """No other tier steps in."""
+    with pytest.raises(ModelNotFound):
+        resolve(requested, [PLAIN], purpose="text")
+
+
+@pytest.mark.parametrize("requested", ["llama-7b", "bge-large", "qwen-0.5b"])
+def test_model_to_be_managed_is_never_guessed(requested: str) -> None:
+    """Whoever unloads `llama-7b` does not mean another model."""
+    with pytest.raises(ModelNotFound):
+        resolve(requested, EVERY_TIER)
+
+
+def test_size_alone_makes_no_embedder() -> None:
+    """Vectors of a text model of that size are not what was asked for."""
+    with pytest.raises(ModelNotFound):
+        resolve("gte-qwen2-7b-instruct", EVERY_TIER, purpose="embedding")
+    assert resolve("e5-mistral-7b-instruct", EVERY_TIER, purpose="embedding") is BGE
+
+
+@pytest.mark.parametrize("requested", [None, "", "default"])
+def test_name_left_out_of_an_embeddings_request_takes_the_model_that_does_it(requested: str | None) -> None:
+    """Of its tier, a loaded one before the others; else the only one of that type."""
+    second = NamedModel("second", "embedding", loaded=True)
+    untiered = NamedModel("gte", type="embeddings")
+    assert resolve(requested, EVERY_TIER, purpose="embedding") is BGE
+    assert resolve(requested, EVERY_TIER, purpose="reranker") is RERANKER
+    assert resolve(requested, [*EVERY_TIER, second], purpose="embedding") is second
+    assert resolve(requested, [SMOL, untiered], purpose="embedding") is untiered
+    with pytest.raises(TierNotConfigured, match="tier: reranker"):
+        resolve(requested, [SMOL, untiered], purpose="reranker")
+    with pytest.raises(ModelNotFound, match="gte, other"):
+        resolve(requested, [SMOL, untiered, NamedModel("other", type="embeddings")], purpose="embedding")
+
+
+@given(st.text(max_size=40), st.sampled_from(["text", "embedding", "reranker"]))
+def test_name_of_any_text_is_a_model_or_an_error_for_every_purpose(requested: str, purpose: Purpose) -> None:
+    """Whatever a client sends."""
+    try:
+        found = resolve(requested, EVERY_TIER, purpose=purpose)
+    except (ModelNotFound, TierNotConfigured):
+        found = None
+    assert found is None or found in EVERY_TIER

@@ -14,7 +14,7 @@ from llmvisor.http.openai.chat import ChatRequest
 from llmvisor.http.openai.completions import CompletionRequest
 from llmvisor.http.openai.request import folded_seed
 from llmvisor.services.service import Generation
-from llmvisor_runtimes.protocol import TextPrompt, TokenPrompt
+from llmvisor_runtimes.protocol import AdapterScale, InfillPrompt, TextPrompt, TokenPrompt
 
 CHAT = BodyDecoder(ChatRequest)
 COMPLETION = BodyDecoder(CompletionRequest)
@@ -30,6 +30,7 @@ def completion(**fields: Any) -> list[Generation]:
 
 
 TINY = 1e-6
+MANY_ADAPTERS = {str(number): 1 for number in range(limits.adapters_max + 1)}
 WITHIN_AND_PAST: list[tuple[str, list[Any], list[Any]]] = [
     ("temperature", [0, 2, 0.7], [-TINY, 2 + TINY, "1", True, [1]]),
     ("top_p", [0, 1], [-TINY, 1 + TINY]),
@@ -60,6 +61,17 @@ WITHIN_AND_PAST: list[tuple[str, list[Any], list[Any]]] = [
     ("keep_alive", [0, -1, "5m", 300], ["soon", [], 10**12]),
     ("ignore_eos", [True], [1]),
     ("cache_prompt", [False], ["no"]),
+    ("speculative", ["off", "lookup", "draft"], ["ngram", 1, True]),
+    (
+        "adapters",
+        [{}, {"a": -100, "b": 100}, {"x" * limits.adapter_name_chars_max: 1}],
+        [{"a": 100.1}, {"a": "1"}, ["a"], {"": 1}, {"x" * (limits.adapter_name_chars_max + 1): 1}, MANY_ADAPTERS],
+    ),
+    (
+        "lora",
+        [[], [{"id": 0, "scale": 0.5}, {"name": "a"}], [{"id": "a"}], [{"id": limits.adapters_max - 1}]],
+        [[{"id": -1}], [{"id": limits.adapters_max}], [{"scale": -100.1}], {}, [{"id": 0}] * (limits.adapters_max + 1)],
+    ),
     ("stream_options", [{}, {"include_usage": None}], [{"include_usage": 1}, 5]),
 ]
 WITHIN = [(name, value) for name, within, _ in WITHIN_AND_PAST for value in [*within, None]]
@@ -204,13 +216,16 @@ def test_completion_refuses_what_is_no_prompt(prompt: Any) -> None:
     ("fields", "param", "code"),
     [
         ({"max_tokens": 0}, "max_tokens", "invalid_value"),
-        ({"suffix": "x"}, "suffix", "unsupported_operation"),
+        ({"suffix": "x", "prompt": ["a"]}, "suffix", "invalid_value"),
+        ({"suffix": "x", "prompt": [1, 2]}, "suffix", "invalid_value"),
+        ({"suffix": "x", "echo": True}, "suffix", "invalid_value"),
         ({"n": 3, "best_of": 2}, "best_of", "invalid_value"),
         ({"best_of": 17}, "best_of", "invalid_value"),
         ({"best_of": 2, "stream": True}, "best_of", "invalid_value"),
         ({"logprobs": 21}, "logprobs", "invalid_value"),
         ({"logprobs": True}, "logprobs", "invalid_value"),
-        ({"grammar": "x"}, "grammar", "unsupported_operation"),
+        ({"adapters": {"a": 1}, "lora": []}, "lora", "invalid_value"),
+        ({"lora": [{"scale": 1}]}, "lora[0].name", "invalid_value"),
     ],
     ids=repr,
 )
@@ -226,6 +241,26 @@ def test_completion_defaults_are_openais() -> None:
     assert completion()[0].max_tokens == 16
     assert completion(max_tokens=0, echo=True)[0].max_tokens == 0
     assert completion(suffix="")[0].prompt == TextPrompt("hi")
+
+
+def test_completion_with_a_suffix_is_filled_in() -> None:
+    """What comes before and after the gap goes to the worker as two texts."""
+    assert completion(prompt="def f(", suffix="return 1")[0].prompt == InfillPrompt("def f(", "return 1")
+
+
+def test_adapters_are_named_in_both_ways() -> None:
+    """By name and scale, or as llama.cpp's server does; an empty list turns them all off."""
+
+    def complete(**fields: Any) -> Generation:
+        return completion(**fields)[0]
+
+    for ask in (chat, complete):
+        assert ask().adapters is None
+        assert ask(adapters={}).adapters == []
+        assert ask(adapters={"a": 0.5, "b": 2}).adapters == [AdapterScale("a", 0.5), AdapterScale("b", 2.0)]
+        lora = [{"id": 1, "scale": 0.25}, {"name": "a"}, {"id": "b"}]
+        assert ask(lora=lora).adapters == [AdapterScale("1", 0.25), AdapterScale("a", 1.0), AdapterScale("b", 1.0)]
+        assert ask(speculative="lookup").speculative == "lookup"
 
 
 def test_completion_best_of_generates_more_and_weighs_them() -> None:

@@ -10,7 +10,7 @@ from tests.support.polling import eventually
 
 from llmvisor.errors import InsufficientMemory, ModelLoadFailed, RuntimeCrashed, ShuttingDown
 from llmvisor.supervision.state import State
-from llmvisor_runtimes.protocol import Cancel, Delta, Done, Generate, Load, Step
+from llmvisor_runtimes.protocol import Cancel, Delta, Done, Generate, Load, SetThreads, Step
 
 
 def step(id: int, *texts: str, done: bool = False) -> Step:
@@ -28,6 +28,17 @@ async def test_worker_is_told_to_load_and_gets_the_request_after_it() -> None:
     worker.report(step(1, "a", "b", done=True))
     assert [delta.text async for batch in stream for delta in batch] == ["a", "b"]
     assert world.runtime.in_flight == 0
+
+
+async def test_new_share_of_the_cores_reaches_the_worker() -> None:
+    """The worker is told, and the status shows it."""
+    world = FakeWorld()
+    world.runtime.load()
+    worker = await world.worker()
+    worker.load()
+    world.runtime.set_threads(3)
+    assert worker.sent[-1] == SetThreads(3)
+    assert world.runtime.status().threads == 8  # set by hand in this world
 
 
 async def test_unload_while_the_model_is_looked_at_starts_no_worker() -> None:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from llmvisor_runtimes import limits
 from llmvisor_runtimes.backend import RequestError
-from llmvisor_runtimes.protocol import ChatMessage
+from llmvisor_runtimes.protocol import ChatMessage, ChatPrompt
 from llmvisor_runtimes.template import ChatTemplate
 
 CHATML = """\
@@ -134,7 +134,7 @@ def render(
     template = ChatTemplate(
         source, bos_token="<s>", eos_token="</s>", now=lambda: datetime(2026, 11, 20, 12, 30, tzinfo=UTC)
     )
-    return template.render(messages, add_generation_prompt=add_generation_prompt, template_kwargs=template_kwargs)
+    return template.render(ChatPrompt(list(messages), add_generation_prompt, template_kwargs))
 
 
 def refused(source: str, *args: Sequence[ChatMessage], **kwargs: bytes) -> RequestError:
@@ -431,8 +431,8 @@ def test_template_bomb_leaves_the_next_rendering_alone(monkeypatch: pytest.Monke
     )
     for _ in range(2):
         with pytest.raises(RequestError, match="longer than"):
-            template.render(TURNS, add_generation_prompt=True, template_kwargs=b"{}")
-        assert template.render(HELLO, add_generation_prompt=True, template_kwargs=b"{}") == "fine"
+            template.render(ChatPrompt(TURNS))
+        assert template.render(ChatPrompt(HELLO)) == "fine"
 
 
 def test_template_that_gathers_a_long_conversation_is_no_bomb() -> None:
@@ -461,9 +461,7 @@ def test_template_may_be_rendered_from_several_threads() -> None:
     results: dict[str, str] = {}
 
     def work(letter: str) -> None:
-        results[letter] = template.render(
-            [ChatMessage("user", letter)], add_generation_prompt=True, template_kwargs=b"{}"
-        )
+        results[letter] = template.render(ChatPrompt([ChatMessage("user", letter)]))
 
     threads = [threading.Thread(target=work, args=(letter,)) for letter in "abcdef"]
     for thread in threads:

@@ -18,6 +18,7 @@ def complete(draft: Draft) -> tuple[Config, dict[str, Origin]]:
     defaults = Config()
     draft.make_absolute(("server", "port_file"), defaults.server.port_file)
     draft.make_absolute(("logging", "main", "file"), defaults.logging.main.file)
+    draft.make_absolute(("cache", "dir"), defaults.cache.dir)
     _complete_host(draft)
     _complete_socket(draft)
     for path in list(draft.settings):

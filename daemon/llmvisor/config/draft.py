@@ -21,6 +21,8 @@ class Surroundings(msgspec.Struct, frozen=True):
     socket: str
     """The control socket's default."""
     is_folder: Callable[[str], bool]
+    folder_backend: Callable[[str], str | None]
+    """The backend that a model's folder is for; None where it is no model's folder."""
     has_backend: Callable[[str], bool]
     """Whether a plug-in registers that backend."""
     public_allowed: bool

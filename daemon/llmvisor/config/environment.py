@@ -27,6 +27,13 @@ SERVER_NAMES: dict[str, Path] = {
     "SHUTDOWN_TIMEOUT": ("server", "shutdown_timeout"),
     "LOG_LEVEL": ("logging", "main", "console_level"),
     "LLMVISOR_SOCKET": ("control", "socket"),
+    "ENABLE_CACHE": ("cache", "enabled"),
+    "LLM_CACHE_ENABLED": ("cache", "enabled"),
+    "CACHE_MAX_SIZE": ("cache", "max_size"),
+    "CACHE_TTL_SECONDS": ("cache", "ttl_seconds"),
+    "LLM_CACHE_TTL_SECONDS": ("cache", "ttl_seconds"),
+    "CACHE_PERSIST_TO_DISK": ("cache", "persist_to_disk"),
+    "CACHE_DIR": ("cache", "dir"),
 }
 """`LLMVISOR_SOCKET` is what `llmctl` reads as well, so that one variable moves both ends."""
 
@@ -47,19 +54,18 @@ TIER_KEYS: dict[str, str] = {
     "REPEAT_PENALTY": "repeat_penalty",
     "USE_MMAP": "use_mmap",
     "USE_MLOCK": "use_mlock",
+    "EMBEDDING_MODE": "embedding_mode",
+    "EMBEDDING_DIMENSION": "embedding_dimension",
 }
 
 TIER_NAMES: dict[str, tuple[Tier, str]] = {
     f"{tier.upper()}_{suffix}": (tier, key) for tier in TIERS for suffix, key in TIER_KEYS.items()
 }
-EMBEDDING_MODE_NAMES: dict[str, Tier] = {f"{tier.upper()}_EMBEDDING_MODE": tier for tier in TIERS}
 
 _FOREIGN = re.compile(
-    r"ENABLE_CACHE|CACHE_(MAX_SIZE|TTL_SECONDS|PERSIST_TO_DISK|DIR)"
-    r"|LM_STUDIO_ENDPOINT|OPENAI_(API_KEY|MODEL|MAX_TOKENS|TEMPERATURE)|CLAUDE_(API_KEY|MODEL)|ANTHROPIC_API_KEY"
-    r"|LLM_ROUTING_STRATEGY|LLM_CACHE_(ENABLED|TTL_SECONDS)"
+    r"LM_STUDIO_ENDPOINT|OPENAI_(API_KEY|MODEL|MAX_TOKENS|TEMPERATURE)|CLAUDE_(API_KEY|MODEL)|ANTHROPIC_API_KEY"
+    r"|LLM_ROUTING_STRATEGY"
     r"|LLM_(GENERAL|SQL|ANALYSIS|UI_GENERATION|CONFIG_MANAGEMENT)_MODEL(_\d+)?"
-    r"|(LIGHT|MEDIUM|HEAVY|EMBEDDING|RERANKER)_EMBEDDING_DIMENSION"
 )
 """Names that later versions read, and that stand in many an environment for other programs."""
 
@@ -125,7 +131,7 @@ def read_variables(variables: Mapping[str, Variable], models: Models) -> tuple[L
     for variable in variables.values():
         if variable.name in SERVER_NAMES:
             _set(layer, variable, SERVER_NAMES[variable.name])
-        elif variable.name in TIER_NAMES or variable.name in EMBEDDING_MODE_NAMES:
+        elif variable.name in TIER_NAMES:
             _set_tier(layer, variable, models, unused)
         elif _FOREIGN.fullmatch(variable.name):
             unused.append(f"{variable.origin.where}: not used by this version")
@@ -138,16 +144,12 @@ def read_variables(variables: Mapping[str, Variable], models: Models) -> tuple[L
 
 
 def _set_tier(layer: Layer, variable: Variable, models: Models, unused: list[str]) -> None:
-    tier, key = TIER_NAMES.get(variable.name) or (EMBEDDING_MODE_NAMES[variable.name], "embedding_mode")
+    tier, key = TIER_NAMES[variable.name]
     model = models.of_tier(tier)
     if model is None:
         unused.append(f"{variable.origin.where}: not used, no model is of the tier {tier}")
-    elif key != "embedding_mode":
+    else:
         _set(layer, variable, ("models", model, key))
-    elif variable.value.strip().lower() not in ("false", "no", "off", "0"):
-        _problem(
-            layer, variable, f"models.{model}: embedding models are not served by this version, text generation is"
-        )
 
 
 def _set(layer: Layer, variable: Variable, path: Path) -> None:

@@ -197,9 +197,16 @@ def _surroundings(flags: Mapping[str, object], environ: Mapping[str, str], cwd: 
         output_folder=str(paths.output_dir(environ, cwd)),
         socket=str(cwd / paths.default_socket_path(environ)),
         is_folder=os.path.isdir,
+        folder_backend=_folder_backend,
         has_backend=_has_backend,
         public_allowed=bool(flags.get(INSECURE_FLAG)),
     )
+
+
+def _folder_backend(path: str) -> str | None:
+    from llmvisor.models.folders import backend_of  # noqa: PLC0415 - for those who have folders
+
+    return backend_of(FilePath(path))
 
 
 def _has_backend(name: str) -> bool:

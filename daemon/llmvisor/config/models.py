@@ -11,7 +11,7 @@ from llmvisor.config.origins import Path, dotted
 from llmvisor.config.tree import TIERS, Llm
 from llmvisor.routing.names import check_name
 
-BACKENDS = ("llamacpp", "mock")
+BACKENDS = ("flag", "llamacpp", "mlx", "mock")
 """The backends that come with this version."""
 PATHLESS_BACKENDS = ("mock",)
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -96,14 +96,16 @@ def _is_known(draft: Draft, backend: str) -> bool:
 
 
 def _guess(draft: Draft, key: Path, file: str) -> str | None:
-    """The backend that a file is for; notes a problem and gives None where no backend here reads it."""
+    """The backend that a file or folder is for; notes a problem and gives None where no backend here reads it."""
     if file.lower().endswith(".gguf"):
         return "llamacpp"
     has = f"this version has the backends {', '.join(BACKENDS)}"
     if draft.around.is_folder(file):
-        draft.wrong(key, f"found a folder ({file}), and {has}; allowed: a GGUF file")
-    else:
-        draft.wrong(key, f"found {file}, whose kind its name does not tell; {has}: set `backend:`")
+        backend = draft.around.folder_backend(file)
+        if backend is None:
+            draft.wrong(key, f"found a folder ({file}) without config.json and weights, and {has}: set `backend:`")
+        return backend
+    draft.wrong(key, f"found {file}, whose kind its name does not tell; {has}: set `backend:`")
     return None
 
 

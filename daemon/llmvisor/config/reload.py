@@ -1,6 +1,6 @@
 """What a new configuration changes, and how each change is applied. Pure.
 
-Applied in the order of the fields of `ReloadPlan`: logging, limits, routing, listeners, then models.
+Applied in the order of the fields of `ReloadPlan`: logging, cache, limits, routing, listeners, then models.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import msgspec
 from llmvisor.config.origins import Path, dotted, leaves, shown
 from llmvisor.config.tree import Config
 
-Effect = Literal["logging", "limits", "routing", "http_listener", "control_listener", "update", "replace"]
+Effect = Literal["logging", "cache", "limits", "routing", "http_listener", "control_listener", "update", "replace"]
 """`update`: the model takes it as it runs; `replace`: it needs a new worker; the others name their part."""
 
 MODEL_EFFECTS: Final[dict[str, Effect]] = {
@@ -33,6 +33,8 @@ MODEL_EFFECTS: Final[dict[str, Effect]] = {
     "repeat_penalty": "update",
     "use_mmap": "replace",
     "use_mlock": "replace",
+    "embedding_mode": "replace",
+    "embedding_dimension": "update",
     "idle_timeout": "update",
     "preload": "update",
     "pinned": "update",
@@ -59,6 +61,13 @@ SECTION_EFFECTS: Final[dict[Path, Effect]] = {
     ("control", "group"): "control_listener",
     ("logging", "main"): "logging",
     ("memory", "limit"): "limits",
+    ("cache", "enabled"): "cache",
+    ("cache", "max_size"): "cache",
+    ("cache", "ttl_seconds"): "cache",
+    ("cache", "always"): "cache",
+    ("cache", "persist_to_disk"): "cache",
+    ("cache", "dir"): "cache",
+    ("cpu", "threads"): "limits",
     ("llm", "default_service"): "routing",
     ("llm", "temperature"): "routing",
     ("llm", "max_tokens"): "routing",
@@ -95,6 +104,7 @@ class ReloadPlan(msgspec.Struct, frozen=True):
     """Everything to do, from one configuration to another."""
 
     logging: list[Change] = []
+    cache: list[Change] = []
     limits: list[Change] = []
     routing: list[Change] = []
     http_listener: list[Change] = []
@@ -117,7 +127,7 @@ class ReloadPlan(msgspec.Struct, frozen=True):
         """All of it on one line, for the log."""
         if self.is_empty:
             return "nothing changed"
-        values = [*self.logging, *self.limits, *self.routing, *self.http_listener, *self.control_listener]
+        values = [*self.logging, *self.cache, *self.limits, *self.routing, *self.http_listener, *self.control_listener]
         parts = [f"changed {', '.join(change.path for change in values)}"] if values else []
         parts += [f"{verb} {', '.join(names)}" for verb, names in self._models() if names]
         parts += [f"{wait.path} waits for a restart: {wait.reason}" for wait in self.waits]

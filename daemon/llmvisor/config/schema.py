@@ -17,10 +17,10 @@ Kind = Literal["section", "named", "open", "leaf"]
 
 LATER: frozenset[str] = frozenset(
     {
-        "cache", "cpu", "routing", "version",
+        "routing", "version",
         "server.management", "server.api_keys", "logging.content",
         "llm.services", "llm.prices",
-        "models.*.source", "models.*.replicas", "models.*.embedding_mode", "models.*.embedding_dimension",
+        "models.*.source", "models.*.replicas",
         "models.*.chat_template", "models.*.lora", "models.*.draft", "models.*.mmproj",
     }
 )  # fmt: skip

@@ -156,6 +156,10 @@ class ModelConfig(Section, frozen=True):
     repeat_penalty: Annotated[float, Meta(gt=0, le=10)] = 1.1
     use_mmap: bool = True
     use_mlock: bool = False
+    embedding_mode: bool = False
+    """Serve the vectors of a model that could generate text as well."""
+    embedding_dimension: Annotated[int, Meta(ge=1, le=65_536)] | None = None
+    """Vectors are cut to so many numbers where a request does not say."""
     idle_timeout: Idle = 300.0
     preload: bool = False
     pinned: bool = False
@@ -188,6 +192,7 @@ class ModelConfig(Section, frozen=True):
             parallel=self.parallel,
             use_mmap=self.use_mmap,
             use_mlock=self.use_mlock,
+            embedding=self.embedding_mode,
             options={name: msgspec.Raw(msgspec.msgpack.encode(value)) for name, value in self.options.items()},
         )
 
@@ -202,6 +207,26 @@ class Llm(Section, frozen=True):
     """An absent or `default` model name takes the first loaded one."""
 
 
+class Cpu(Section, frozen=True):
+    """The processor's cores, shared out among the models that compute at the moment."""
+
+    threads: Threads = AUTO
+    """How many there are to share; `auto` = the physical cores that the daemon may use."""
+
+
+class Cache(Section, frozen=True):
+    """The response cache."""
+
+    enabled: bool = True
+    max_size: Annotated[int, Meta(ge=0, le=10_000_000)] = 1000
+    """Answers."""
+    ttl_seconds: Annotated[float, Meta(gt=0, le=31_536_000)] = 3600.0
+    always: bool = False
+    """Keep generations too that are neither greedy nor seeded."""
+    persist_to_disk: bool = False
+    dir: Text = ".cache/responses"
+
+
 class BackendConfig(Section, frozen=True):
     python: Text | None = None
     """The interpreter of this backend's workers; None = the daemon's own."""
@@ -214,6 +239,8 @@ class Config(Section, frozen=True):
     control: Control = Control()
     logging: Logging = Logging()
     memory: Memory = Memory()
+    cache: Cache = Cache()
+    cpu: Cpu = Cpu()
     models: dict[str, ModelConfig] = {}
     llm: Llm = Llm()
     backends: dict[str, BackendConfig] = {}

@@ -87,6 +87,8 @@ class RuntimeStatus(msgspec.Struct, frozen=True):
     slots: int = 0
     slots_busy: int = 0
     queued: int = 0
+    threads: int | None = None
+    """That it computes with; None before its first request."""
     tokens_per_second: float = 0.0
     idle_left_seconds: float | None = None
     """Until it is unloaded for idleness; None = never, or in use."""
@@ -99,6 +101,49 @@ class RuntimeStatus(msgspec.Struct, frozen=True):
     """The last lines of stderr of the worker that crashed."""
     backend_version: str | None = None
     load_seconds: float | None = None
+
+
+class BackendProbe(msgspec.Struct, frozen=True):
+    """What `python -m llmvisor_runtimes.probe` prints."""
+
+    protocol_version: int | None = None
+    version: str | None = None
+    devices: list[str] = []
+    missing: bool = False
+    """Its engine, or the backend itself, is not installed."""
+    error: str | None = None
+
+
+class BackendStatus(msgspec.Struct, frozen=True):
+    """A backend, and whether its engine can be used."""
+
+    name: str
+    python: str
+    """The interpreter of its workers."""
+    installed: bool
+    usable: bool
+    version: str | None = None
+    """The engine's."""
+    protocol_version: int | None = None
+    devices: list[str] = []
+    error: str | None = None
+    hint: str | None = None
+    """What to do about the error."""
+
+
+class CacheStats(msgspec.Struct, frozen=True):
+    """`GET /internal/cache/stats`."""
+
+    entries: int
+    size_bytes: int
+    hits: int
+    misses: int
+    coalesced: int
+    """Requests that shared another one's run."""
+    evictions: int
+    hit_rate: float
+    """Of all requests that could be cached, coalesced ones counted as hits; 0 to 1."""
+    persisted_entries: int
 
 
 class DaemonStatus(msgspec.Struct, frozen=True):

@@ -8,6 +8,8 @@ from typing import Protocol
 
 from llmvisor.broadcast import Subscription
 from llmvisor.control.api import (
+    BackendStatus,
+    CacheStats,
     ConfigValue,
     DaemonStatus,
     Event,
@@ -36,6 +38,16 @@ class Control(Protocol):
     def runtimes(self) -> list[RuntimeStatus]: ...
 
     def runtime(self, model: str) -> RuntimeStatus: ...
+
+    def cache_stats(self) -> CacheStats: ...
+
+    def clear_cache(self) -> int:
+        """Forget every cached answer; gives how many there were."""
+        ...
+
+    async def backends(self) -> list[BackendStatus]:
+        """Every backend, each imported anew in a process of its own."""
+        ...
 
     def submit_job(self, request: JobRequest) -> Job:
         """Begin a job, or give the one that does the same work already."""

@@ -10,9 +10,12 @@ import msgspec
 
 from llmvisor import __version__
 from llmvisor.broadcast import Hub, Subscription
+from llmvisor.cache.store import ResponseCache
 from llmvisor.clock import Clock
 from llmvisor.config.layers import LoadedConfig, config_values
 from llmvisor.control.api import (
+    BackendStatus,
+    CacheStats,
     ConfigValue,
     DaemonStatus,
     Event,
@@ -51,6 +54,7 @@ class DaemonControl:
         events: Hub[Event],
         logs: LogHub,
         endpoints: Endpoints,
+        cache: ResponseCache,
         clock: Clock,
         check: Callable[[str, str], list[str]],
         stop: Callable[[], None],
@@ -62,6 +66,7 @@ class DaemonControl:
         self._events = events
         self._logs = logs
         self._endpoints = endpoints
+        self._cache = cache
         self._clock = clock
         self._check = check
         self._stop = stop
@@ -121,6 +126,15 @@ class DaemonControl:
         if model not in self._runtimes:
             raise ModelNotFound(f"the model '{model}' does not exist", param="model")
         return self._runtimes[model].status()
+
+    def cache_stats(self) -> CacheStats:
+        return self._cache.stats()
+
+    def clear_cache(self) -> int:
+        return self._cache.clear()
+
+    async def backends(self) -> list[BackendStatus]:
+        return await self._supervisor.backends()
 
     # ------------------------------------------------------------------------------------------------ jobs
 

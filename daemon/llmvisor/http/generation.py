@@ -8,6 +8,7 @@ from aiohttp import web
 
 from llmvisor.control.api import ModelStatus
 from llmvisor.errors import InternalError, LlmvisorError
+from llmvisor.http.cache_control import CACHE_HEADER, cache_state
 from llmvisor.http.choice import Choice, finish_reason
 from llmvisor.http.front import REQUEST_ID, Front
 from llmvisor.http.sse import EventStream
@@ -27,13 +28,7 @@ async def collect(stream: Stream, choices_count: int) -> list[Choice]:
     async with stream:
         async for deltas in stream:
             for delta in deltas:
-                choice = choices[delta.index]
-                choice.texts.append(delta.text)
-                choice.tokens += len(delta.tokens)
-                if delta.logprobs:
-                    choice.logprobs += delta.logprobs
-                if delta.finish is not None:
-                    choice.finish = delta.finish
+                choices[delta.index].add(delta)
     for choice in choices:
         finish_reason(choice.finish)
     return choices
@@ -57,7 +52,7 @@ def finished(stream: Stream) -> Done:
 
 def serving_headers(model: ModelStatus, streams: Sequence[Stream]) -> dict[str, str]:
     """Who served, and how long that took to begin. The times are known once something has come."""
-    headers = {"X-LLMVISOR-Model": model.id, "X-LLMVISOR-Cache": "off"}
+    headers = {"X-LLMVISOR-Model": model.id, CACHE_HEADER: cache_state(stream.cache for stream in streams)}
     if streams:
         headers["X-LLMVISOR-Queue-Ms"] = f"{max(stream.queue_ms for stream in streams):.3f}"
         headers["X-LLMVISOR-Load-Ms"] = f"{max(stream.load_ms for stream in streams):.3f}"

@@ -34,6 +34,11 @@ class ConfigCheckAnswer(msgspec.Struct):
     problems: list[str]
 
 
+class CacheCleared(msgspec.Struct):
+    cleared: int
+    """Answers that were kept."""
+
+
 class ShutdownAnswer(msgspec.Struct):
     status: str
 
@@ -53,6 +58,19 @@ async def runtimes(request: web.Request) -> web.Response:
 async def runtime(request: web.Request) -> web.Response:
     front = request.app[FRONT]
     return json_answer(front.control.runtime(front.resolve(request.match_info["id"])))
+
+
+async def backends(request: web.Request) -> web.Response:
+    """Takes seconds: each backend's engine is imported."""
+    return _listed(await request.app[FRONT].control.backends())
+
+
+async def cache_stats(request: web.Request) -> web.Response:
+    return json_answer(request.app[FRONT].control.cache_stats())
+
+
+async def clear_cache(request: web.Request) -> web.Response:
+    return json_answer(CacheCleared(request.app[FRONT].control.clear_cache()))
 
 
 async def restart_runtime(request: web.Request) -> web.Response:

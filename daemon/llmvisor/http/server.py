@@ -12,7 +12,7 @@ from llmvisor import limits
 from llmvisor.clock import Clock
 from llmvisor.control.control import Control
 from llmvisor.errors import BodyTooLarge, InvalidRequest, LlmvisorError, MethodNotAllowed, NotFound
-from llmvisor.http import feeds, health, management
+from llmvisor.http import feeds, health, management, tei
 from llmvisor.http import guard as rules
 from llmvisor.http.answers import error_answer
 from llmvisor.http.connections import FrontRunner, check_parser, is_unix
@@ -21,7 +21,9 @@ from llmvisor.http.generation import unexpected
 from llmvisor.http.ids import Ids
 from llmvisor.http.openai.chat import chat_completions
 from llmvisor.http.openai.completions import completions
+from llmvisor.http.openai.embeddings import embeddings
 from llmvisor.http.openai.models import list_models, show_model
+from llmvisor.http.openai.rerank import rerank, rerank_any, rerank_cohere, score_pairs
 from llmvisor.http.openai.tokenize import apply_template, detokenize, tokenize
 from llmvisor.http.settings import HttpSettings
 from llmvisor.lean_structlog import structlog
@@ -57,6 +59,13 @@ def _inference() -> list[web.RouteDef]:
     return [
         web.post("/v1/chat/completions", chat_completions),
         web.post("/v1/completions", completions),
+        web.post("/v1/embeddings", embeddings),
+        web.post("/v1/rerank", rerank),
+        web.post("/v2/rerank", rerank_cohere),
+        web.post("/rerank", rerank_any),
+        web.post("/v1/score", score_pairs),
+        web.post("/embed", tei.embed),
+        web.post("/embed_sparse", tei.embed_sparse),
         web.get("/v1/models", list_models),
         web.get("/v1/models/{id:.+}", show_model),
         web.post("/tokenize", tokenize),
@@ -65,6 +74,7 @@ def _inference() -> list[web.RouteDef]:
         web.get("/health", health.health),
         web.get("/livez", health.livez),
         web.get("/readyz", health.readyz),
+        web.get("/internal/cache/stats", management.cache_stats),
     ]
 
 
@@ -73,6 +83,8 @@ def _management() -> list[web.RouteDef]:
     return [
         web.get("/llm/status", management.status),
         web.get("/llm/runtimes", management.runtimes),
+        web.get("/llm/backends", management.backends),
+        web.post("/internal/cache/clear", management.clear_cache),
         web.post("/llm/runtimes/{id:.+}/restart", management.restart_runtime),
         web.get("/llm/runtimes/{id:.+}", management.runtime),
         web.get("/llm/models", management.models),

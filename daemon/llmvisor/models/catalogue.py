@@ -1,4 +1,4 @@
-"""What is known of each model from its file, read before anything loads it."""
+"""What is known of each model from its file or folder, read before anything loads it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 import msgspec
 
 from llmvisor.config.tree import ModelConfig
-from llmvisor.models.gguf import GgufError, GgufHeader, estimate_memory, read_header
+from llmvisor.models.folders import ModelFolder, folder_size, is_folder, read_folder
+from llmvisor.models.gguf import GgufError, GgufHeader, ModelType, estimate_memory, read_header
 
 
 class FileSignature(msgspec.Struct, frozen=True):
@@ -23,14 +24,18 @@ class Entry(msgspec.Struct, frozen=True):
     signature: FileSignature | None
     header: GgufHeader | None
     """None for a file of another kind."""
+    folder: ModelFolder | None = None
+    """None for a file."""
 
 
 def file_signature(config: ModelConfig) -> FileSignature | None:
-    """The signature of a model's file; None where there is none. Blocks on the disk."""
+    """The signature of a model's file, or of all files of its folder; None without one. Blocks on the disk."""
     if config.path is None:
         return None
     try:
         status = Path(config.path).stat()
+        if is_folder(status):
+            return FileSignature(*folder_size(Path(config.path)))
     except OSError:
         return None
     return FileSignature(status.st_size, status.st_mtime_ns)
@@ -56,9 +61,21 @@ class Catalogue:
         entry = self._entries.get(name)
         return entry.signature if entry is not None else None
 
+    def folder(self, name: str) -> ModelFolder | None:
+        """What the model's folder says, as last read; None for models without one."""
+        entry = self._entries.get(name)
+        return entry.folder if entry is not None else None
+
+    def type(self, name: str) -> ModelType:
+        """What the model is, as far as its file says; `llm` where that is not known."""
+        header, folder = self.header(name), self.folder(name)
+        return header.type if header else folder.type if folder else "llm"
+
     def memory_estimated(self, name: str) -> int | None:
-        """Bytes that the model will take, by arithmetic on its header."""
-        header = self.header(name)
+        """Bytes that the model will take, by arithmetic on its header, or by the size of its weights."""
+        header, folder = self.header(name), self.folder(name)
+        if folder is not None:
+            return folder.memory_estimated
         if header is None:
             return None
         config = self._models[name]
@@ -81,4 +98,14 @@ def _look(path: str, config: ModelConfig, before: Entry | None) -> Entry:
     signature = file_signature(config)
     if before is not None and before.signature == signature:
         return before
-    return Entry(signature, read_header(Path(path)) if config.backend == "llamacpp" else None)
+    if config.backend == "llamacpp":
+        return Entry(signature, read_header(Path(path)))
+    return Entry(signature, None, _folder(Path(path), config.backend) if Path(path).is_dir() else None)
+
+
+def _folder(path: Path, backend: str | None) -> ModelFolder:
+    """What a folder says, of another type than its backend serves where that is what was configured: it may know."""
+    folder = read_folder(path)
+    if folder.backend == backend:
+        return folder
+    return msgspec.structs.replace(folder, type="unknown")

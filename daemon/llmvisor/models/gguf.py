@@ -119,6 +119,8 @@ def estimate_memory(
     recurrent layers take less than is said here. The compute buffers are a guess that holds with flash attention.
     The defaults are a cache of 16-bit floats; q8_0 has 34/32 bytes for each element.
     """
+    if not header.causal:
+        return _estimate_encoder(header, n_ctx=n_ctx, n_batch=n_batch)
     tokens = math.ceil((n_ctx or header.context_length) / CACHE_CELLS_MULTIPLE) * CACHE_CELLS_MULTIPLE
     head_bytes = header.key_length * key_element_bytes + header.value_length * value_element_bytes
     batch = min(n_batch or MICRO_BATCH_TOKENS, MICRO_BATCH_TOKENS)
@@ -128,9 +130,18 @@ def estimate_memory(
     logits_bytes = 4 * header.vocabulary * min(batch, LOGIT_ROWS)
     return Memory(
         weights_bytes=header.weights_bytes,
-        kv_bytes=min(int(tokens * header.kv_heads * head_bytes), BYTES_MAX) if header.causal else 0,
+        kv_bytes=min(int(tokens * header.kv_heads * head_bytes), BYTES_MAX),
         compute_bytes=min(batch * (mask_bytes + activation_bytes) + logits_bytes, BYTES_MAX),
     )
+
+
+def _estimate_encoder(header: GgufHeader, *, n_ctx: int, n_batch: int) -> Memory:
+    """A whole text is one part: its mask is a square, and there is room for the logits of each of its tokens."""
+    longest = min(n_ctx or NUMBER_MAX, header.context_length or NUMBER_MAX)
+    tokens = max(longest if longest < NUMBER_MAX else 0, n_batch or MICRO_BATCH_TOKENS)
+    activation_bytes = 4 * (2 * header.feed_forward_length + 6 * header.embedding_length)
+    compute_bytes = tokens * (2 * tokens + activation_bytes + 4 * header.vocabulary)
+    return Memory(weights_bytes=header.weights_bytes, kv_bytes=0, compute_bytes=min(compute_bytes, BYTES_MAX))
 
 
 def _read(path: Path) -> GgufHeader:

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
+from importlib.metadata import PackageNotFoundError, version
+
+import msgspec
+
+from llmvisor import __version__
 from llmvisor.config.tree import ModelConfig
 from llmvisor.control.api import ModelStatus
 from llmvisor.errors import InternalError, ModelNotFound
 from llmvisor.models.catalogue import Catalogue
-from llmvisor.services.service import Generation, Stream
+from llmvisor.services.service import (
+    Embedded,
+    EmbeddingRequest,
+    Generation,
+    ModelIdentity,
+    Scored,
+    ScoringRequest,
+    Stream,
+)
 from llmvisor.supervision.runtime import Runtime
 from llmvisor.supervision.stream import Answer
 from llmvisor.supervision.supervisor import Supervisor
 from llmvisor_runtimes.protocol import ApplyTemplate, ChatPrompt, Detokenize, Prompt, Text, Tokenize, Tokens
+
+_ENGINES = {"llamacpp": "llama-cpp-python", "mlx": "mlx-lm", "flag": "FlagEmbedding"}
+"""The distribution that brings each backend's engine."""
 
 
 class LocalService:
@@ -18,7 +35,9 @@ class LocalService:
 
     name = "local"
 
-    def __init__(self, supervisor: Supervisor) -> None:
+    def __init__(self, supervisor: Supervisor, *, cache_always: bool = False) -> None:
+        self._cache_always = cache_always
+        self._identities: dict[str, tuple[object, ModelIdentity]] = {}
         self._runtimes = supervisor.runtimes
         self._catalogue = supervisor.catalogue
 
@@ -36,8 +55,25 @@ class LocalService:
         runtime = self.runtime(name)
         return model_status(runtime.config, runtime, self._catalogue)
 
+    def identity(self, model: str) -> ModelIdentity:
+        config = self.runtime(model).config
+        signature = self._catalogue.signature(model)
+        known = self._identities.get(model)
+        if known is None or known[0] != signature:
+            parts = (signature, config.backend, config.path, config.model_options(), installed_version(config.backend))
+            digest = hashlib.sha256(msgspec.msgpack.encode((__version__, *parts))).hexdigest()
+            identity = ModelIdentity(digest, config.sampling_defaults(), config.max_tokens, self._cache_always)
+            known = self._identities[model] = (signature, identity)
+        return known[1]
+
     def generate(self, model: str, generation: Generation) -> Stream:
         return self.runtime(model).generate(generation)
+
+    async def embed(self, model: str, request: EmbeddingRequest) -> Embedded:
+        return await self.runtime(model).embed(request)
+
+    async def score(self, model: str, request: ScoringRequest) -> Scored:
+        return await self.runtime(model).score(request)
 
     async def tokenize(self, model: str, prompt: Prompt, *, add_special: bool, parse_special: bool) -> Tokens:
         answer = await self.runtime(model).call(
@@ -54,6 +90,14 @@ class LocalService:
         return _text(await self.runtime(model).call(lambda call_id: ApplyTemplate(call_id, prompt)))
 
 
+def installed_version(backend: str | None) -> str:
+    """The version of a backend's engine as installed beside the daemon; empty where it is somewhere else."""
+    try:
+        return version(_ENGINES.get(backend or "", ""))
+    except (PackageNotFoundError, ValueError):
+        return ""
+
+
 def _text(answer: Answer | None) -> str:
     if not isinstance(answer, Text):
         raise InternalError("the worker answered a question for text with something else")
@@ -67,7 +111,9 @@ def model_id(name: str, config: ModelConfig) -> str:
 
 def model_status(config: ModelConfig, runtime: Runtime, catalogue: Catalogue) -> ModelStatus:
     """All that is known of a model: configuration, then its file, then what the worker said."""
-    name, info, header = runtime.name, runtime.info, catalogue.header(runtime.name)
+    name, info = runtime.name, runtime.info
+    read = catalogue.header(name) or catalogue.folder(name)
+    header = catalogue.header(name)
     signature = catalogue.signature(runtime.name)
     runtime_status = runtime.status()
     return ModelStatus(
@@ -78,13 +124,13 @@ def model_status(config: ModelConfig, runtime: Runtime, catalogue: Catalogue) ->
         service=LocalService.name,
         backend=runtime_status.backend,
         state=runtime_status.state,
-        type=header.type if header else "llm",
+        type=catalogue.type(name),
         path=config.path,
         size=signature.size if signature else None,
-        architecture=info.architecture if info else header.architecture if header else None,
-        quantization=info.quantization if info else header.quantization if header else None,
+        architecture=info.architecture if info else read.architecture if read else None,
+        quantization=info.quantization if info else read.quantization if read else None,
         parameters=info.parameters if info else header.parameters if header else None,
-        context_length=info.context_length if info else header.context_length if header else None,
+        context_length=info.context_length if info else read.context_length if read else None,
         n_ctx=info.n_ctx if info else config.n_ctx,
         capabilities=info.capabilities if info else [],
         chat_template_sha256=info.chat_template_sha256 if info else header.chat_template_sha256 if header else None,

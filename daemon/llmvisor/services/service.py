@@ -7,12 +7,44 @@ a `Stream`. Nothing above this module knows where or how a model runs.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from typing import Protocol, Self
+from typing import Literal, Protocol, Self
 
 import msgspec
 
 from llmvisor.control.api import ModelStatus
-from llmvisor_runtimes.protocol import ChatPrompt, Delta, Done, Prompt, Sampling, Tokens
+from llmvisor_runtimes.protocol import (
+    AdapterScale,
+    ChatPrompt,
+    Delta,
+    Done,
+    Embedding,
+    EmbeddingKind,
+    Grammar,
+    Lane,
+    Prompt,
+    Sampling,
+    Tokens,
+)
+
+Speculative = Literal["off", "lookup", "draft"]
+"""How tokens are guessed ahead."""
+
+CacheUse = Literal["use", "no-cache", "no-store"]
+"""Whether an answer may come from the response cache, and whether it may be kept there (`Cache-Control`)."""
+
+CacheState = Literal["hit", "miss", "coalesced", "off"]
+"""Where an answer came from; `coalesced` = from the run of the same request by somebody else."""
+
+
+class ModelIdentity(msgspec.Struct, frozen=True):
+    """What the answers of a model depend on beside the request."""
+
+    fingerprint: str
+    """Changes with the model's file, its options, its backend."""
+    sampling: Sampling
+    max_tokens: int | None
+    cache_always: bool = False
+    """Answers are kept although they would differ the next time."""
 
 
 class SamplingRequest(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -62,6 +94,60 @@ class Generation(msgspec.Struct, frozen=True):
     cache_prompt: bool = True
     keep_alive_seconds: float | None = None
     """How long the model stays loaded after this request; 0 unloads it at once, negative keeps it. None = its own."""
+    grammar: Grammar | None = None
+    adapters: list[AdapterScale] | None = None
+    """None takes the model's own."""
+    speculative: Speculative | None = None
+    """None takes the model's own."""
+    cache: CacheUse = "use"
+
+
+class EmbeddingRequest(msgspec.Struct, frozen=True):
+    """Texts whose vectors are wanted, as every dialect says it."""
+
+    request_id: str
+    inputs: list[str | list[int]]
+    """Texts, or the token ids of texts, special ones not included."""
+    kinds: list[EmbeddingKind]
+    truncate: bool = False
+    """Cut what is longer than the model takes; otherwise the request fails."""
+    lane: Lane = "interactive"
+    client: str = ""
+    """Whose it is: clients take turns."""
+    keep_alive_seconds: float | None = None
+    cache: CacheUse = "use"
+
+
+class ScoringRequest(msgspec.Struct, frozen=True):
+    """Pairs of texts, the second of which may answer the first."""
+
+    request_id: str
+    pairs: list[tuple[str, str]]
+    truncate: bool = False
+    lane: Lane = "interactive"
+    client: str = ""
+    keep_alive_seconds: float | None = None
+    cache: CacheUse = "use"
+
+
+class Embedded(msgspec.Struct, kw_only=True):
+    """The vectors of each input, in order."""
+
+    items: list[Embedding]
+    queue_ms: float = 0.0
+    load_ms: float = 0.0
+    cache: CacheState = "off"
+
+
+class Scored(msgspec.Struct, kw_only=True):
+    """A raw score (a logit) for each pair, in order."""
+
+    scores: list[float]
+    tokens: int
+    """Of all pairs, special ones included."""
+    queue_ms: float = 0.0
+    load_ms: float = 0.0
+    cache: CacheState = "off"
 
 
 class Stream(Protocol):
@@ -71,12 +157,23 @@ class Stream(Protocol):
     come yet. Leaving the `async with` before the end cancels the generation.
     """
 
-    queue_ms: float
-    """Waited for a place; whole once the first deltas have come."""
-    load_ms: float
-    """Of that, waited for the model to load."""
-    done: Done | None
-    """Usage and timings, once the iteration has ended."""
+    @property
+    def queue_ms(self) -> float:
+        """Waited for a place; whole once the first deltas have come."""
+        ...
+
+    @property
+    def load_ms(self) -> float:
+        """Of that, waited for the model to load."""
+        ...
+
+    @property
+    def done(self) -> Done | None:
+        """Usage and timings, once the iteration has ended."""
+        ...
+
+    @property
+    def cache(self) -> CacheState: ...
 
     def __aiter__(self) -> AsyncIterator[Sequence[Delta]]: ...
     async def __aenter__(self) -> Self: ...
@@ -96,8 +193,20 @@ class Service(Protocol):
         """One model, asked for with every request. Raises `ModelNotFound`."""
         ...
 
+    def identity(self, model: str) -> ModelIdentity:
+        """What the model's answers depend on. Raises `ModelNotFound`."""
+        ...
+
     def generate(self, model: str, generation: Generation) -> Stream:
         """Begin a generation; waits for nothing. Raises what can be told at once (`QueueFull`, `ShuttingDown`, …)."""
+        ...
+
+    async def embed(self, model: str, request: EmbeddingRequest) -> Embedded:
+        """The vectors of texts. Raises an `LlmvisorError`; to be cancelled cancels the request in the worker."""
+        ...
+
+    async def score(self, model: str, request: ScoringRequest) -> Scored:
+        """The scores of pairs of texts, with the same errors and the same end."""
         ...
 
     async def tokenize(self, model: str, prompt: Prompt, *, add_special: bool, parse_special: bool) -> Tokens:

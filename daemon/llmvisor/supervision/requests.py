@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
+from llmvisor.errors import UnsupportedOperation
 from llmvisor.services.service import Generation
+from llmvisor.supervision.encoding import EmbeddingCall, ScoringCall
 from llmvisor.supervision.stream import Answer, Call, GenerationStream, Request, failure
-from llmvisor_runtimes.protocol import Failed, Generate, ProtocolViolation, Sampling, Step
+from llmvisor_runtimes.protocol import (
+    ChatPrompt,
+    Embeddings,
+    Failed,
+    Generate,
+    ProtocolViolation,
+    Sampling,
+    Scores,
+    Step,
+)
+
+WorkReport = Step | Failed | Answer | Embeddings | Scores
+"""What a worker says of requests."""
 
 
 class Arrival(msgspec.Struct, frozen=True):
@@ -37,8 +53,12 @@ class RequestTable:
         self._requests[request.id] = request
         self._waiting[request.id] = arrival
 
-    def granted(self, request_id: int) -> Arrival:
-        return self._waiting.pop(request_id)
+    def granted(self, request_id: int, now: float, ready_at: float) -> Request:
+        """It runs from now on, and knows how long it waited: for the model too, which was ready at `ready_at`."""
+        request, arrival = self._requests[request_id], self._waiting.pop(request_id)
+        request.queue_ms = (now - arrival.at) * 1000
+        request.load_ms = 0.0 if arrival.model_ready else max(0.0, ready_at - arrival.at) * 1000
+        return request
 
     def waits(self, request_id: int) -> bool:
         return request_id in self._waiting
@@ -55,7 +75,7 @@ class RequestTable:
         self._leaving.discard(request_id)
         return self._requests.pop(request_id, None)
 
-    def route(self, report: Step | Failed | Answer) -> list[int]:
+    def route(self, report: WorkReport) -> list[int]:
         """Hand a report to its requests, and give the ids of those that it ends.
 
         Raises `ProtocolViolation` for an id or a choice that is not running, which a worker can only have made up.
@@ -65,10 +85,12 @@ class RequestTable:
                 return self._step(report)
             case Failed():
                 self._running(report.id).fail(failure(report))
+            case Embeddings() | Scores():
+                return [report.id] if self._encoded(report) else []
             case _:
                 call = self._running(report.id)
                 if not isinstance(call, Call):
-                    raise ProtocolViolation(f"an answer for the generation {report.id}")
+                    raise ProtocolViolation(f"an answer for the request {report.id}, which asked for none")
                 call.answer(report)
         return [report.id]
 
@@ -83,10 +105,24 @@ class RequestTable:
             self._generation(done.id).finish(done)
         return [done.id for done in step.done]
 
+    def _encoded(self, report: Embeddings | Scores) -> bool:
+        """Whether the request has ended with this."""
+        call = self._running(report.id)
+        if not isinstance(call, EmbeddingCall | ScoringCall):
+            raise ProtocolViolation(f"{type(report).__name__} for the request {report.id}, which asked for none")
+        if report.id in self._leaving:
+            # A request that is cancelled ends with empty embeddings, whatever it asked for.
+            return isinstance(report, Scores) or report.last
+        if isinstance(call, EmbeddingCall) and isinstance(report, Embeddings):
+            return call.take(report)
+        if isinstance(call, ScoringCall) and isinstance(report, Scores):
+            return call.take(report)
+        raise ProtocolViolation(f"{type(report).__name__} for the request {report.id}")
+
     def _generation(self, request_id: int) -> GenerationStream:
         request = self._running(request_id)
         if not isinstance(request, GenerationStream):
-            raise ProtocolViolation(f"a delta for the call {request_id}")
+            raise ProtocolViolation(f"a delta for the request {request_id}, which generates nothing")
         return request
 
     def _running(self, request_id: int) -> Request:
@@ -96,12 +132,28 @@ class RequestTable:
         return request
 
 
-def generate_command(request_id: int, generation: Generation, defaults: Sampling, max_tokens: int | None) -> Generate:
-    """The frame of a generation, the model's own defaults filled in."""
+def generate_command(
+    request_id: int,
+    generation: Generation,
+    defaults: Sampling,
+    max_tokens: int | None,
+    capabilities: Sequence[str] = (),
+) -> Generate:
+    """The frame of a generation, the model's own defaults filled in.
+
+    Raises `UnsupportedOperation` for images and sounds that a model of these capabilities would never see.
+    """
+    prompt = generation.prompt
+    if (
+        isinstance(prompt, ChatPrompt)
+        and any(message.media for message in prompt.messages)
+        and not {"vision", "audio"} & {*capabilities}
+    ):
+        raise UnsupportedOperation("messages: this model reads text, no images and no sounds", param="messages")
     return Generate(
         id=request_id,
         request_id=generation.request_id,
-        prompt=generation.prompt,
+        prompt=prompt,
         sampling=generation.sampling.over(defaults),
         n=generation.n,
         max_tokens=max_tokens if generation.max_tokens is None else generation.max_tokens,
@@ -110,4 +162,7 @@ def generate_command(request_id: int, generation: Generation, defaults: Sampling
         echo=generation.echo,
         ignore_eos=generation.ignore_eos,
         cache_prompt=generation.cache_prompt,
+        grammar=generation.grammar,
+        adapters=generation.adapters,
+        speculative=generation.speculative,
     )

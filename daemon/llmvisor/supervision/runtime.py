@@ -17,31 +17,21 @@ from llmvisor.config.tree import ModelConfig
 from llmvisor.control.api import RuntimeStatus
 from llmvisor.errors import InsufficientMemory, InvalidRequest, LlmvisorError, ModelLoadFailed
 from llmvisor.log import get_logger
-from llmvisor.services.service import Generation
+from llmvisor.services.service import Embedded, EmbeddingRequest, Generation, Scored, ScoringRequest
+from llmvisor.supervision.encoding import EmbeddingCall, ScoringCall
 from llmvisor.supervision.reaper import WorkerExit
-from llmvisor.supervision.requests import Arrival, RequestTable, generate_command
-from llmvisor.supervision.scheduler import (
-    Changed,
-    Effect,
-    Grant,
-    Refuse,
-    StartWorker,
-    StopWorker,
-    Ticket,
-)
+from llmvisor.supervision.requests import Arrival, RequestTable, WorkReport, generate_command
+from llmvisor.supervision.scheduler import Changed, Effect, Grant, Refuse, StartWorker, StopWorker, Ticket
 from llmvisor.supervision.setup import RuntimeSetup, make_scheduler
 from llmvisor.supervision.spawn import WorkerSpec
 from llmvisor.supervision.state import HAS_WORKER, State
 from llmvisor.supervision.status import Facts, runtime_status
 from llmvisor.supervision.stream import Answer, Call, GenerationStream, Request, refusal_error
 from llmvisor.supervision.watch import ProgressWatch
-from llmvisor.supervision.worker import Worker
+from llmvisor.supervision.worker import Worker, refused_hello
 from llmvisor_runtimes.protocol import (
-    PROTOCOL_VERSION,
     Cancel,
     Command,
-    Embeddings,
-    Failed,
     Hello,
     Load,
     Loaded,
@@ -50,11 +40,8 @@ from llmvisor_runtimes.protocol import (
     ModelInfo,
     ProtocolViolation,
     Report,
-    Scores,
-    Step,
-    Text,
+    SetThreads,
     Tick,
-    Tokens,
 )
 
 EXIT_PERMANENT = 78
@@ -100,11 +87,24 @@ class Runtime:
         request_id = next(self._ids)
 
         def command() -> Command:
-            return generate_command(request_id, generation, self._sampling, self.config.max_tokens)
+            able = self.info.capabilities if self.info else []
+            return generate_command(request_id, generation, self._sampling, self.config.max_tokens, able)
 
         stream = GenerationStream(request_id, choices=generation.n, command=command, send=self._send, leave=self._leave)
         self._submit(stream, Ticket(request_id, generation.n, self._now(), generation.keep_alive_seconds))
         return stream
+
+    async def embed(self, request: EmbeddingRequest) -> Embedded:
+        """The vectors of texts. Raises an `LlmvisorError`."""
+        call = EmbeddingCall(next(self._ids), request, leave=self._leave)
+        self._submit(call, Ticket(call.id, 1, self._now(), request.keep_alive_seconds))
+        return await call.result()
+
+    async def score(self, request: ScoringRequest) -> Scored:
+        """The scores of pairs of texts. Raises an `LlmvisorError`."""
+        call = ScoringCall(next(self._ids), request, leave=self._leave)
+        self._submit(call, Ticket(call.id, 1, self._now(), request.keep_alive_seconds))
+        return await call.result()
 
     async def call(self, command: Callable[[int], Command] | None) -> Answer | None:
         """One question to the worker, given the id to ask it under; None just waits until the model is loaded.
@@ -134,6 +134,10 @@ class Runtime:
     def shutdown(self) -> None:
         """Start nothing any more, let what runs finish, and go."""
         self._apply(self._scheduler.shutdown(self._now()))
+
+    def set_threads(self, threads: int) -> None:
+        """Compute with so many threads from now on."""
+        self._send(SetThreads(threads))
 
     def end_requests(self, error: LlmvisorError) -> None:
         """End everything that is in flight with this error."""
@@ -168,10 +172,7 @@ class Runtime:
         self._apply(self._scheduler.submit(ticket))
 
     def _grant(self, request_id: int) -> None:
-        request, arrival = self._requests[request_id], self._requests.granted(request_id)
-        if isinstance(request, GenerationStream):
-            request.queue_ms = (self._now() - arrival.at) * 1000
-            request.load_ms = 0.0 if arrival.model_ready else max(0.0, self._ready_at - arrival.at) * 1000
+        request = self._requests.granted(request_id, self._now(), self._ready_at)
         try:
             command = request.command()
             if command is not None:
@@ -179,6 +180,8 @@ class Runtime:
                 return
         except ValueError as error:
             request.fail(InvalidRequest(f"the request is too large for the worker: {error}"))
+        except LlmvisorError as error:
+            request.fail(error)
         if isinstance(request, Call):
             request.answer(None)
         self._end(request_id)
@@ -219,6 +222,8 @@ class Runtime:
                 self._carry_out(self._effects.popleft())
         finally:
             self._applying = False
+        computes = self._setup.cores.begin if self._scheduler.running else self._setup.cores.end
+        computes(self.name)
         self._set_timer()
 
     def _carry_out(self, effect: Effect) -> None:
@@ -245,6 +250,7 @@ class Runtime:
         if new is State.FAILED:
             self._failed_signature = self._signature()
         if new not in HAS_WORKER:
+            self._setup.cores.forget(self.name)
             self._facts.progress = self._facts.tick = self._facts.info = self.loaded_at = None
         say = self._log.warning if new in {State.BACKOFF, State.FAILED} else self._log.info
         reason = self._scheduler.error if new in {State.BACKOFF, State.FAILED} else None
@@ -321,8 +327,6 @@ class Runtime:
         if self._watch is not None:
             self._watch.observe(report, self._now())
         match report:
-            case Step() | Failed() | Tokens() | Text() | Embeddings() | Scores():
-                self._route(report)
             case Tick():
                 before, self._facts.tick = self._facts.tick, report
                 if report.phase != "idle" or (before is not None and before.phase != "idle"):
@@ -336,8 +340,10 @@ class Runtime:
                 self._apply(self._scheduler.broken(reason, permanent=permanent))
             case Hello():
                 self._on_hello(report)
+            case _:
+                self._route(report)
 
-    def _route(self, report: Step | Failed | Answer) -> None:
+    def _route(self, report: WorkReport) -> None:
         try:
             ended = self._requests.route(report)
         except ProtocolViolation as violation:
@@ -347,11 +353,7 @@ class Runtime:
             self._end(request_id)
 
     def _on_hello(self, hello: Hello) -> None:
-        if hello.protocol_version != PROTOCOL_VERSION:
-            reason = (
-                f"the worker speaks protocol version {hello.protocol_version}, this daemon {PROTOCOL_VERSION}: "
-                f"install the same llmvisor for the {hello.backend} backend"
-            )
+        if (reason := refused_hello(hello)) is not None:
             self._apply(self._scheduler.broken(reason, permanent=True))
             return
         self._send(Load(model=self.name, path=self.config.path or "", options=self.config.model_options()))
@@ -392,4 +394,4 @@ class Runtime:
 
     def status(self) -> RuntimeStatus:
         """All that is known at the moment."""
-        return runtime_status(self._scheduler, self._facts, self._now())
+        return runtime_status(self._scheduler, self._facts, self._now(), threads=self._setup.cores.threads(self.name))

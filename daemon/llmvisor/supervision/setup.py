@@ -11,6 +11,7 @@ from llmvisor import limits
 from llmvisor.clock import Clock
 from llmvisor.config.tree import ModelConfig
 from llmvisor.control.api import RuntimeStatus
+from llmvisor.supervision.cpu import CoreShares
 from llmvisor.supervision.reaper import WorkerExit
 from llmvisor.supervision.restart import RestartPolicy
 from llmvisor.supervision.scheduler import Scheduler, SchedulerSettings
@@ -43,6 +44,7 @@ class RuntimeSetup(msgspec.Struct, frozen=True):
     publish: Callable[[RuntimeStatus], None]
     clock: Clock
     random: Callable[[], float]
+    cores: CoreShares
     python: Callable[[str], str]
     """The interpreter of a backend's workers."""
 

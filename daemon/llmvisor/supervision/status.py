@@ -33,7 +33,7 @@ def model_state(scheduler: Scheduler) -> ModelState:
     return "not_loaded" if state is State.CLOSED else state.value
 
 
-def runtime_status(scheduler: Scheduler, facts: Facts, now: float) -> RuntimeStatus:
+def runtime_status(scheduler: Scheduler, facts: Facts, now: float, *, threads: int | None) -> RuntimeStatus:
     """All that is known at the moment."""
     tick, info, progress = facts.tick, facts.info, facts.progress
     backoff, idle = scheduler.backoff_until, scheduler.idle_deadline
@@ -52,6 +52,7 @@ def runtime_status(scheduler: Scheduler, facts: Facts, now: float) -> RuntimeSta
         slots=info.slots if info else 0,
         slots_busy=scheduler.slots_busy,
         queued=scheduler.queued,
+        threads=threads,
         tokens_per_second=tick.tokens / tick_interval_seconds if tick else 0.0,
         idle_left_seconds=None if idle is None else max(0.0, idle - now),
         progress=ProgressStatus(progress.stage, progress.done, progress.total, progress.unit)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Protocol, Self
+from typing import Generic, Protocol, Self, TypeVar
 
 from llmvisor import limits
 from llmvisor.errors import (
@@ -21,8 +21,11 @@ from llmvisor.errors import (
     ShuttingDown,
     UnsupportedOperation,
 )
+from llmvisor.services.service import CacheState
 from llmvisor.supervision.scheduler import RefusalKind, Refuse
-from llmvisor_runtimes.protocol import Command, Delta, Done, Embeddings, Failed, Pause, Resume, Scores, Text, Tokens
+from llmvisor_runtimes.protocol import Command, Delta, Done, Failed, Pause, Resume, Text, Tokens
+
+T = TypeVar("T")
 
 _FAILURES: dict[str, type[LlmvisorError]] = {
     "invalid_value": InvalidRequest,
@@ -33,7 +36,7 @@ _FAILURES: dict[str, type[LlmvisorError]] = {
 }
 
 
-Answer = Tokens | Text | Embeddings | Scores
+Answer = Tokens | Text
 """What ends a `Call`."""
 
 _REFUSALS: dict[RefusalKind, type[LlmvisorError]] = {
@@ -63,6 +66,10 @@ class Request(Protocol):
     """What the runtime actor knows of a request."""
 
     id: int
+    queue_ms: float
+    """Waited for a place; set once it is granted."""
+    load_ms: float
+    """Of that, waited for the model to load."""
 
     def command(self) -> Command | None:
         """What to send once it is granted; None where holding the model was all it wanted."""
@@ -94,6 +101,7 @@ class GenerationStream:
         self.queue_ms = 0.0
         self.load_ms = 0.0
         self.done: Done | None = None
+        self.cache: CacheState = "off"
         self.tokens_sent: dict[int, list[int]] = {}
         """Token ids by choice, as far as they have come: what a resumed generation starts from."""
         self.command = command
@@ -160,32 +168,45 @@ class GenerationStream:
             self._leave(self.id)
 
 
-class Call:
+class Awaited(Generic[T]):
+    """A request whose result comes as a whole, to one who awaits it."""
+
+    def __init__(self, id: int, *, leave: Callable[[int], None]) -> None:
+        self.id = id
+        self.queue_ms = 0.0
+        self.load_ms = 0.0
+        self._leave = leave
+        self._result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+    def succeed(self, result: T) -> None:
+        """It ends with this result. Without effect after its end."""
+        if not self._result.done():
+            self._result.set_result(result)
+
+    def fail(self, error: LlmvisorError) -> None:
+        if not self._result.done():
+            self._result.set_exception(error)
+
+    async def result(self) -> T:
+        """What it gave. Raises an `LlmvisorError`; whoever is cancelled here leaves the request."""
+        try:
+            return await self._result
+        finally:
+            if self._result.cancelled():
+                self._leave(self.id)
+            elif self._result.done():
+                self._result.exception()  # seen, also where whoever asked was cancelled just before
+
+
+class Call(Awaited[Answer | None]):
     """A request with one answer: tokenize and the like, or (without a command) the model's being loaded."""
 
     def __init__(self, id: int, *, command: Command | None, leave: Callable[[int], None]) -> None:
-        self.id = id
+        super().__init__(id, leave=leave)
         self._command = command
-        self._leave = leave
-        self._answer: asyncio.Future[Answer | None] = asyncio.get_running_loop().create_future()
 
     def command(self) -> Command | None:
         return self._command
 
     def answer(self, report: Answer | None) -> None:
-        if not self._answer.done():
-            self._answer.set_result(report)
-
-    def fail(self, error: LlmvisorError) -> None:
-        if not self._answer.done():
-            self._answer.set_exception(error)
-
-    async def result(self) -> Answer | None:
-        """The worker's answer. Raises an `LlmvisorError`."""
-        try:
-            return await self._answer
-        finally:
-            if self._answer.cancelled():
-                self._leave(self.id)
-            elif self._answer.done():
-                self._answer.exception()  # seen, also where whoever asked was cancelled just before
+        self.succeed(report)

@@ -9,22 +9,27 @@ import secrets
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from llmvisor import limits
 from llmvisor.clock import Clock
 from llmvisor.config.tree import Config
-from llmvisor.control.api import RuntimeStatus
+from llmvisor.control.api import BackendStatus, RuntimeStatus
 from llmvisor.errors import ShuttingDown
 from llmvisor.log import get_logger
 from llmvisor.models.catalogue import Catalogue, file_signature
 from llmvisor.models.gguf import GgufError
+from llmvisor.supervision.cpu import CoreShares
+from llmvisor.supervision.inventory import inventory
 from llmvisor.supervision.memory import MemoryBudget, available_memory_bytes, machine_memory_bytes
 from llmvisor.supervision.orphans import OrphanJournal, sweep
 from llmvisor.supervision.runtime import Runtime
 from llmvisor.supervision.setup import RuntimeSetup
 from llmvisor.supervision.state import HAS_WORKER, State
 from llmvisor.supervision.worker import start_worker
+from llmvisor_runtimes.backend import ENTRY_POINT_GROUP
+from llmvisor_runtimes.cores import available_cores
 
 _log = get_logger(__name__)
 
@@ -42,6 +47,8 @@ class Supervisor:
         self._started_at = clock.monotonic()
         self.memory = MemoryBudget(config.memory.limit_bytes(machine_memory_bytes()), available=available_memory_bytes)
         self.catalogue = Catalogue(config.models)
+        fixed = {name: model.n_threads for name, model in config.models.items() if model.n_threads}
+        self.cores = CoreShares(config.cpu.threads or available_cores(), fixed, self._set_threads)
         setup = RuntimeSetup(
             start_worker=functools.partial(
                 start_worker,
@@ -54,6 +61,7 @@ class Supervisor:
             publish=self._changed,
             clock=clock,
             random=random.random,
+            cores=self.cores,
             python=self._python,
         )
         self.runtimes = {name: Runtime(name, model, setup) for name, model in config.models.items()}
@@ -69,6 +77,11 @@ class Supervisor:
         if self.in_flight:
             return self._clock.monotonic()
         return max((runtime.active_at for runtime in self.runtimes.values()), default=self._started_at)
+
+    async def backends(self) -> list[BackendStatus]:
+        """Every backend that this daemon or its configuration knows, each imported anew."""
+        names = {entry.name for entry in entry_points(group=ENTRY_POINT_GROUP)}
+        return await inventory(names | self._config.backends.keys(), self._python)
 
     def sweep(self) -> None:
         """Kill what a daemon that was killed left behind. Only for the holder of the lock."""
@@ -106,6 +119,9 @@ class Supervisor:
             waiting.cancel()
             with suppress(asyncio.CancelledError):
                 await waiting
+
+    def _set_threads(self, name: str, threads: int) -> None:
+        self.runtimes[name].set_threads(threads)
 
     def _python(self, backend: str) -> str:
         configured = self._config.backends.get(backend)

@@ -14,9 +14,19 @@ from llmvisor.supervision.channel import Channel
 from llmvisor.supervision.orphans import OrphanJournal
 from llmvisor.supervision.reaper import ProcessGroup, Reaper, Rung, WorkerExit
 from llmvisor.supervision.spawn import Spawned, WorkerSpec, spawn
-from llmvisor_runtimes.protocol import Close, Command, Report
+from llmvisor_runtimes.protocol import PROTOCOL_VERSION, Close, Command, Hello, Report
 
 _log = get_logger(__name__)
+
+
+def refused_hello(hello: Hello) -> str | None:
+    """Why this daemon cannot talk to a worker; None where it can."""
+    if hello.protocol_version == PROTOCOL_VERSION:
+        return None
+    return (
+        f"the worker speaks protocol version {hello.protocol_version}, this daemon {PROTOCOL_VERSION}: "
+        f"install the same llmvisor for the {hello.backend} backend"
+    )
 
 
 async def start_worker(

@@ -3,8 +3,13 @@
 batch.py     which tokens are computed next (pure)
 kvcache.py   what is where in the KV cache (pure)
 choice.py    one choice of one request: its tokens, its text, what it reports
-engine.py    the loop: admit, compose, decode, sample, report
-sampling.py  how the next token is chosen, and log-probabilities
+engine.py    the loop: admit, compose, guess ahead, decode, sample, report; admission.py: who waits and who has a slot
+speculative.py  tokens guessed ahead by prompt lookup (pure); draft.py: by a draft model
+adapters.py  LoRA adapters; infill.py: filling in the middle; saved_state.py: the KV cache in a file between two loads
+sampling.py  how the next token is chosen, and log-probabilities; constrained.py: where a grammar has its say
+weights.py   a file's weights, and whether they go on with texts or encode them
+encoder.py   the loop for those that encode: embeddings and scores of pairs; encoder_model.py, encoder_text.py (what
+             such a model reads) and encoder_context.py (whole texts in one batch) belong to it
 model.py     load, options, facts about the model; vocabulary.py: text ↔ tokens; context.py: the batch and llama_decode
 
 Importing this package does not import llama_cpp: that happens in `LlamaCppBackend.load`.

@@ -5,26 +5,35 @@ from __future__ import annotations
 import gc
 from collections.abc import Sequence
 from importlib import metadata
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from llmvisor_runtimes import limits
 from llmvisor_runtimes.backend import LoadProgressCallback, Progress, RequestError
 from llmvisor_runtimes.protocol import (
     ChatPrompt,
+    Embed,
     Generate,
     InfillPrompt,
     Load,
     ModelInfo,
     Prompt,
     Report,
+    Score,
     TextPrompt,
     TokenPrompt,
 )
 from llmvisor_runtimes.structured import Constraint
 
 if TYPE_CHECKING:
+    from llmvisor_runtimes.llamacpp.draft import DraftModel
+    from llmvisor_runtimes.llamacpp.encoder import Encoder
+    from llmvisor_runtimes.llamacpp.encoder_model import EncoderModel
     from llmvisor_runtimes.llamacpp.engine import Engine
+    from llmvisor_runtimes.llamacpp.kvcache import KvCache
     from llmvisor_runtimes.llamacpp.model import LlamaModel
+    from llmvisor_runtimes.llamacpp.saved_state import StateFile
+    from llmvisor_runtimes.llamacpp.weights import Weights
+    from llmvisor_runtimes.output_format import Grammars
 
 
 class LlamaCppBackend:
@@ -33,19 +42,38 @@ class LlamaCppBackend:
     name = "llamacpp"
 
     def __init__(self) -> None:
-        self._model: LlamaModel | None = None
-        self._engine: Engine | None = None
+        self._model: LlamaModel | EncoderModel | None = None
+        self._engine: Engine | Encoder | None = None
+        self._kv: KvCache | None = None
+        self._draft: DraftModel | None = None
+        self._state_file: StateFile | None = None
+        self._encoder: Encoder | None = None
+        """The engine of a model that encodes texts."""
+        self._grammars: Grammars | None = None
 
     def version(self) -> str:
-        return metadata.version("llama-cpp-python")
+        try:
+            return metadata.version("llama-cpp-python")
+        except metadata.PackageNotFoundError:
+            return "not installed"  # loading says more
+
+    def devices(self) -> list[str]:
+        from llmvisor_runtimes.llamacpp.native import llama_cpp  # noqa: PLC0415 - the engine's library
+
+        return ["cpu", "gpu"] if llama_cpp.llama_supports_gpu_offload() else ["cpu"]
 
     def load(self, load: Load, progress: LoadProgressCallback) -> ModelInfo:
         # The engine's library is imported here and nowhere before.
         from llmvisor_runtimes.llamacpp.engine import Engine  # noqa: PLC0415
         from llmvisor_runtimes.llamacpp.kvcache import KvCache  # noqa: PLC0415
         from llmvisor_runtimes.llamacpp.model import LlamaModel  # noqa: PLC0415
+        from llmvisor_runtimes.llamacpp.weights import Weights  # noqa: PLC0415
+        from llmvisor_runtimes.output_format import Grammars  # noqa: PLC0415
 
-        model = LlamaModel(load, progress, version=self.version())
+        weights = Weights(load, progress)
+        if weights.pooling is not None:
+            return self._load_encoder(weights, load, progress)
+        model = LlamaModel(weights, load, progress, version=self.version())
         kv = KvCache(
             model.context,
             cells=model.context.n_ctx,
@@ -54,13 +82,38 @@ class LlamaCppBackend:
             parked=model.parked(),
         )
         self._model = model
-        self._engine = Engine(model.context, model.vocabulary, slots=model.slots, kv=kv)
+        self._engine = Engine(
+            model.context,
+            model.vocabulary,
+            slots=model.slots,
+            kv=kv,
+            adapters=model.adapters,
+            format=model.format,
+            speculative=model.options.speculative,
+            draft=model.draft,
+        )
+        self._grammars = Grammars(model.vocabulary, model.format, self.apply_template)
+        self._kv, self._draft = kv, model.draft
+        self._state_file = model.state_file(load)
+        if self._state_file:
+            kv.restore(self._state_file.take())
         # What is loaded stays: the collector need not walk it again while tokens wait.
         gc.collect()
         gc.freeze()
         return model.info
 
+    def _load_encoder(self, weights: Weights, load: Load, progress: LoadProgressCallback) -> ModelInfo:
+        from llmvisor_runtimes.llamacpp.encoder import Encoder  # noqa: PLC0415
+        from llmvisor_runtimes.llamacpp.encoder_model import EncoderModel  # noqa: PLC0415
+
+        model = EncoderModel(weights, load, progress, version=self.version())
+        self._model = model
+        self._engine = self._encoder = Encoder(model)
+        return model.info
+
     def tokenize(self, prompt: Prompt, *, add_special: bool, parse_special: bool) -> list[int]:
+        from llmvisor_runtimes.llamacpp.infill import Infill  # noqa: PLC0415
+
         vocabulary = self._loaded.vocabulary
         match prompt:
             case TokenPrompt():
@@ -70,7 +123,8 @@ class LlamaCppBackend:
                 _check_length(prompt.text)
                 return vocabulary.tokenize(prompt.text, add_special=add_special, parse_special=parse_special)
             case InfillPrompt():
-                raise RequestError("unsupported_operation", "this model cannot fill in the middle", "suffix")
+                _check_length(prompt.prefix, prompt.suffix)
+                return Infill(vocabulary).tokens(prompt)
             case ChatPrompt():
                 return vocabulary.tokenize_rendered(self.apply_template(prompt))
 
@@ -79,23 +133,39 @@ class LlamaCppBackend:
         return vocabulary.detokenize(tokens), [vocabulary.written_piece(token) for token in tokens]
 
     def apply_template(self, prompt: ChatPrompt) -> str:
+        if self._encoder:
+            raise self._encoder.refusal()
         template = self._loaded.template
         if template is None:
             raise RequestError(
                 "unsupported_operation", "the model has no chat template; chat_template in its options sets one"
             )
-        return template.render(
-            prompt.messages,
-            add_generation_prompt=prompt.add_generation_prompt,
-            template_kwargs=prompt.template_kwargs,
-        )
+        return template.render(prompt)
+
+    def constraint(self, request: Generate) -> Constraint | None:
+        if self._encoder:
+            raise self._encoder.refusal()
+        assert self._grammars is not None, "load comes first"
+        return self._grammars.constraint(request)
 
     def generate(self, request: Generate, prompt_tokens: list[int], constraint: Constraint | None = None) -> None:
         self._running.generate(request, prompt_tokens, constraint)
 
+    def prepare(self, request: Embed | Score) -> list[list[int]]:
+        if self._encoder:
+            return self._encoder.prepare(request)
+        what = "embeddings" if isinstance(request, Embed) else "scores"
+        raise RequestError("unsupported_operation", f"this model generates text, it gives no {what}", "model")
+
+    def encode(self, request: Embed | Score, prepared: object) -> None:
+        assert self._encoder is not None, "prepare refuses"
+        self._encoder.encode(request, cast("list[list[int]]", prepared))
+
     def set_threads(self, count: int) -> None:
         if self._model:
             self._model.context.set_threads(count)
+        if self._draft:
+            self._draft.context.set_threads(count)
 
     def step(self) -> list[Report]:
         return self._running.step()
@@ -119,7 +189,10 @@ class LlamaCppBackend:
         return self._engine.progress() if self._engine else Progress(step=0, phase="load")
 
     def close(self) -> None:
-        engine, self._engine = self._engine, None
+        if self._state_file and self._kv:
+            self._state_file.write(self._kv.saved())
+        self._state_file = self._kv = self._draft = None
+        engine, self._engine, self._encoder = self._engine, None, None
         model, self._model = self._model, None
         if engine:
             engine.close()
@@ -127,16 +200,16 @@ class LlamaCppBackend:
             model.close()
 
     @property
-    def _loaded(self) -> LlamaModel:
+    def _loaded(self) -> LlamaModel | EncoderModel:
         assert self._model is not None, "load comes first"
         return self._model
 
     @property
-    def _running(self) -> Engine:
+    def _running(self) -> Engine | Encoder:
         assert self._engine is not None, "load comes first"
         return self._engine
 
 
-def _check_length(text: str) -> None:
-    if len(text) > limits.tokenize_text_bytes_max:
+def _check_length(*texts: str) -> None:
+    if sum(map(len, texts)) > limits.tokenize_text_bytes_max:
         raise RequestError("invalid_value", f"the text is longer than {limits.tokenize_text_bytes_max} bytes", "prompt")

@@ -7,8 +7,10 @@ to the prompts in equal parts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Generic, NamedTuple, TypeVar
+
+GroupT = TypeVar("GroupT", bound=Hashable)
 
 
 class Slice(NamedTuple):
@@ -96,3 +98,29 @@ class PrefillPace:
         bound = max(self._granule, min(self._tokens_max, fitting - fitting % self._granule))
         bound -= decoding % self._granule
         return bound if 2 * bound >= self._granule else bound + self._granule
+
+
+class Turns(Generic[GroupT]):
+    """Which of several groups computes next, where they cannot share a batch.
+
+    A turn is `steps` long, because changing costs; then the one comes that has waited longest.
+    """
+
+    def __init__(self, *, steps: int) -> None:
+        self._steps = steps
+        self._left = 0
+        self._order: list[GroupT] = []
+        """Those known, in the order in which they are due; the first has its turn."""
+
+    def next(self, groups: Iterable[GroupT]) -> GroupT:
+        """One of these; there has to be one."""
+        here = dict.fromkeys(groups)
+        before = self._order[:1]
+        self._order = [group for group in self._order if group in here]
+        self._order += [group for group in here if group not in self._order]
+        if self._order[:1] == before and self._left == 0:
+            self._order.append(self._order.pop(0))
+        if self._order[:1] != before or self._left == 0:
+            self._left = self._steps
+        self._left -= 1
+        return self._order[0]

@@ -1,33 +1,34 @@
-"""One request and its choices: their tokens, their text and what they report."""
+"""One request and its choices: where they stand in the KV cache, and how their tokens are chosen."""
 
 from __future__ import annotations
 
 import secrets
-from collections import deque
-from dataclasses import dataclass, field
 
-from llmvisor_runtimes.backend import RequestError
+from llmvisor_runtimes.choice import ChoiceText, Usage, check_prompt
+from llmvisor_runtimes.llamacpp.constrained import Chooser, ConstrainedSampler
+from llmvisor_runtimes.llamacpp.parked import AdapterSet
 from llmvisor_runtimes.llamacpp.sampling import Sampler
+from llmvisor_runtimes.llamacpp.speculative import Drafter
 from llmvisor_runtimes.llamacpp.vocabulary import Vocabulary
-from llmvisor_runtimes.protocol import Delta, Done, FinishReason, Generate, TokenLogprob
-from llmvisor_runtimes.text import TextAssembler
+from llmvisor_runtimes.output_format import OutputFormat
+from llmvisor_runtimes.protocol import Generate, TokenLogprob
+from llmvisor_runtimes.structured import Constraint
 
 
-@dataclass(slots=True, eq=False)
-class Request:
+class Request(Usage):
     """A request under way."""
 
-    generate: Generate
-    prompt: list[int]
-    choices: list[Choice] = field(default_factory=list["Choice"])
-    """Those that have not ended."""
-    cached_tokens: int | None = None
-    """None until its first choice has begun."""
-    completion_tokens: int = 0
-    started_at: float | None = None
-    first_token_at: float | None = None
-    prompt_logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
-    """Those known so far, from the first token on; for an echo with log-probabilities."""
+    __slots__ = ("adapters", "choices", "generate", "prompt", "prompt_logprobs")
+
+    def __init__(self, generate: Generate, prompt: list[int]) -> None:
+        super().__init__()
+        self.generate = generate
+        self.prompt = prompt
+        self.choices: list[Choice] = []
+        """Those that have not ended."""
+        self.adapters: AdapterSet = ()
+        self.prompt_logprobs: list[TokenLogprob] = []
+        """Those known so far, from the first token on; for an echo with log-probabilities."""
 
     @property
     def id(self) -> int:
@@ -38,35 +39,22 @@ class Request:
         """Log-probabilities of the prompt are wanted, so logits of each of its tokens are needed."""
         return self.generate.echo and self.generate.logprobs is not None
 
-    def done(self, now: float) -> Done:
-        """Usage and timings of an ended request."""
-        started = now if self.started_at is None else self.started_at
-        first = now if self.first_token_at is None else self.first_token_at
-        return Done(
-            id=self.id,
-            prompt_tokens=len(self.prompt),
-            cached_tokens=self.cached_tokens or 0,
-            completion_tokens=self.completion_tokens,
-            prompt_ms=(first - started) * 1e3,
-            predicted_ms=(now - first) * 1e3,
-        )
 
-
-def make_request(generate: Generate, prompt: list[int], *, n_ctx: int, vocabulary: Vocabulary, age: int) -> Request:
-    """A request with its choices, the first of which has this age.
+def make_request(
+    generate: Generate,
+    prompt: list[int],
+    *,
+    n_ctx: int,
+    vocabulary: Vocabulary,
+    age: int,
+    format: OutputFormat,
+    constraint: Constraint | None = None,
+) -> Request:
+    """A request with its choices, the first of which has this age; `constraint` says what each one's text has to be.
 
     Raises `RequestError` where it can never be served.
     """
-    vocabulary.check(prompt, "prompt")
-    if not prompt:
-        raise RequestError("invalid_value", "the prompt is empty: there is no token to continue", "prompt")
-    if len(prompt) >= n_ctx:
-        raise RequestError(
-            "context_length_exceeded",
-            f"the prompt has {len(prompt)} tokens, but the context holds {n_ctx} including at least one generated "
-            "token",
-            "prompt",
-        )
+    check_prompt(prompt, n_ctx=n_ctx, vocabulary=vocabulary)
     request = Request(generate, prompt)
     sampling = generate.sampling
     seed = secrets.randbits(32) if sampling.seed is None else sampling.seed
@@ -75,60 +63,53 @@ def make_request(generate: Generate, prompt: list[int], *, n_ctx: int, vocabular
             sampling, seed=seed + index, vocabulary=vocabulary, n_ctx=n_ctx, ignore_eos=generate.ignore_eos
         )
         sampler.remember(prompt)
-        choice = Choice(request, index, age=age + index, n_ctx=n_ctx, sampler=sampler, vocabulary=vocabulary)
-        request.choices.append(choice)
+        chooser = ConstrainedSampler(sampler, constraint.matcher()) if constraint else sampler
+        request.choices.append(
+            Choice(request, index, age=age + index, n_ctx=n_ctx, sampler=chooser, vocabulary=vocabulary, format=format)
+        )
     return request
 
 
-class Choice:
+class Choice(ChoiceText):
     """One choice: a sequence of the KV cache while it has a slot, and tokens to be computed at any time."""
 
-    __slots__ = (
-        "_assembler",
-        "_held_logprobs",
-        "_seeded",
-        "_sent_bytes",
-        "_tokens_left",
-        "_vocabulary",
-        "_written_bytes",
-        "age",
-        "computed",
-        "echo_due",
-        "finish",
-        "index",
-        "request",
-        "sampler",
-        "scores",
-        "sequence",
-        "tokens",
-    )
+    __slots__ = ("_seeded", "age", "computed", "drafter", "request", "sampler", "scores", "sequence")
 
     def __init__(
-        self, request: Request, index: int, *, age: int, n_ctx: int, sampler: Sampler, vocabulary: Vocabulary
+        self,
+        request: Request,
+        index: int,
+        *,
+        age: int,
+        n_ctx: int,
+        sampler: Chooser,
+        vocabulary: Vocabulary,
+        format: OutputFormat,
     ) -> None:
-        generate = request.generate
+        generate, prompt = request.generate, request.prompt
+        parser = format.parser(generate, prompt)
+        super().__init__(
+            generate,
+            prompt,
+            index,
+            n_ctx=n_ctx,
+            vocabulary=vocabulary,
+            usage=request,
+            parser=parser,
+            marks=format.marks if parser or isinstance(sampler, ConstrainedSampler) else frozenset(),
+        )
         self.request = request
-        self.index = index
         self.age = age
         """Counts choices: the one with the largest number came last."""
         self.sampler = sampler
-        self.tokens = list(request.prompt)
         self.sequence = -1
         self.computed = 0
         """How many of the tokens are in the KV cache."""
-        self.finish: FinishReason | None = None
-        self.echo_due = generate.echo
+        self.drafter: Drafter | None = None
+        """Guesses its next tokens, where that is wanted."""
         self.scores = request.scores_prompt
         """Logits of each token of the prompt are still needed."""
         self._seeded = generate.sampling.seed is not None
-        self._tokens_left = n_ctx - len(self.tokens)
-        if generate.max_tokens is not None:
-            self._tokens_left = min(self._tokens_left, generate.max_tokens)
-        self._vocabulary = vocabulary
-        self._assembler = TextAssembler(generate.stop)
-        self._held_logprobs: deque[tuple[int, TokenLogprob]] = deque()
-        self._written_bytes = 0
-        self._sent_bytes = 0
 
     @property
     def pending(self) -> int:
@@ -146,9 +127,15 @@ class Choice:
         return count - 1 if count > 1 and self._seeded else count
 
     @property
-    def wants_token(self) -> bool:
-        """A token has to be sampled once all are computed; not so where only the prompt is scored."""
-        return self._tokens_left > 0
+    def draft_tokens_max(self) -> int:
+        """Tokens that are worth guessing now: none before the first that is sampled, nor beyond the last."""
+        if (
+            self.drafter is None
+            or len(self.tokens) - self.computed != 1
+            or len(self.tokens) == len(self.request.prompt)
+        ):
+            return 0
+        return min(self.drafter.wanted, self.tokens_left - 1)
 
     @property
     def reuse_max(self) -> int:
@@ -158,60 +145,3 @@ class Choice:
         if self.scores:
             return max(0, len(self.request.prompt_logprobs) - 1)
         return len(self.tokens) - 1
-
-    def echo(self) -> Delta:
-        """The prompt itself, once it has been computed."""
-        self.echo_due = False
-        prompt = self.request.prompt
-        shown = prompt[1:] if self._vocabulary.adds_bos and prompt[:1] == [self._vocabulary.bos] else prompt
-        text = b"".join(map(self._vocabulary.written_piece, shown)).decode("utf-8", "replace")
-        if not self.wants_token:
-            self.finish = "length"
-        logprobs = self.request.prompt_logprobs
-        return Delta(self.request.id, self.index, text, prompt, finish=self.finish, logprobs=logprobs)
-
-    def nothing_wanted(self) -> Delta:
-        """The only delta of a choice of no tokens."""
-        self.finish = "length"
-        return Delta(self.request.id, self.index, "", [], finish="length")
-
-    def take(self, token: int, logprob: TokenLogprob | None) -> Delta:
-        """The delta that a sampled token brings; sets `finish` where it is the last."""
-        self.tokens.append(token)
-        self.request.completion_tokens += 1
-        self._tokens_left -= 1
-        assembler = self._assembler
-        if token in self._vocabulary.end_tokens:
-            self.finish = "stop"
-            text = assembler.flush()
-            logprob = None
-        else:
-            piece = self._vocabulary.piece(token)
-            text = assembler.push(piece)
-            if logprob is not None:
-                self._held_logprobs.append((self._written_bytes, logprob))
-                self._written_bytes += len(piece)
-            if assembler.stopped:
-                self.finish = "stop"
-            elif self._tokens_left <= 0:
-                self.finish = "length"
-                text += assembler.flush()
-        if assembler.stopped:
-            self.finish = "stop"
-        if not self._held_logprobs:
-            return Delta(self.request.id, self.index, text, [token], self.finish)
-        return Delta(self.request.id, self.index, text, [token], self.finish, self._released_logprobs(text))
-
-    def cancelled(self) -> Delta:
-        """The last delta of a choice that was cancelled."""
-        self.finish = "cancelled"
-        return Delta(self.request.id, self.index, "", [], finish="cancelled")
-
-    def _released_logprobs(self, text: str) -> list[TokenLogprob]:
-        """Log-probabilities go out with the text of their tokens, and not at all where a stop string cut it off."""
-        self._sent_bytes += len(text.encode())
-        everything = self.finish is not None and not self._assembler.stopped
-        released: list[TokenLogprob] = []
-        while self._held_logprobs and (everything or self._held_logprobs[0][0] < self._sent_bytes):
-            released.append(self._held_logprobs.popleft()[1])
-        return released

@@ -39,6 +39,8 @@ class LlamaContext:
             raise MemoryError("llama.cpp could not make the context")
         self.n_ctx: int = llama_cpp.llama_n_ctx(self.pointer)
         self.n_batch: int = llama_cpp.llama_n_batch(self.pointer)
+        self.n_outputs_max: int = int(getattr(params, "n_outputs_max", 0)) or self.n_batch
+        """Tokens of one batch whose logits may be wanted."""
         self._memory = llama_cpp.llama_get_memory(self.pointer)
         self._n_vocab = n_vocab
         self._allocate(self.n_batch)
@@ -51,6 +53,10 @@ class LlamaContext:
 
     def decode(self, parts: Sequence[Part]) -> int:
         """Compute the parts as one batch; `DECODED`, `NO_ROOM`, `ABORTED` or llama.cpp's error number."""
+        self._fill(parts)
+        return llama_cpp.llama_decode(self.pointer, self._batch)
+
+    def _fill(self, parts: Sequence[Part]) -> None:
         start = 0
         for sequence, position, tokens, every_logit, last_logit in parts:
             count = len(tokens)
@@ -67,7 +73,6 @@ class LlamaContext:
             self._outputs[end - 1] = every_logit or last_logit
             start = end
         self._batch.n_tokens = start
-        return llama_cpp.llama_decode(self.pointer, self._batch)
 
     def logits(self, rows: int) -> NDArray[np.float32]:
         """The logits of the last decode, one row for each output in the order of the batch. Valid until the next."""
@@ -142,6 +147,9 @@ class LlamaContext:
         self._abort_flag = ctypes.create_string_buffer(2)
         address = ctypes.cast(_libc.strlen, ctypes.c_void_p).value
         self._abort_callback = llama_cpp.ggml_abort_callback(address)
+        self._set_abort_callback()
+
+    def _set_abort_callback(self) -> None:
         data = ctypes.cast(self._abort_flag, ctypes.c_void_p)
         llama_cpp.llama_set_abort_callback(self.pointer, self._abort_callback, data)
 

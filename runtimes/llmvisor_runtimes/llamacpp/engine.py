@@ -1,41 +1,41 @@
-"""The engine's loop: admit, compose, decode, sample, report.
-
-Choices wait in the order in which they came, get a slot when there is one and room in the KV cache, and keep it until
-they end. When the cache is full the youngest goes back to waiting and is computed again later; nobody fails for it.
-"""
+"""The engine's loop: admit, compose, guess ahead, decode, sample, report."""
 
 from __future__ import annotations
 
-import bisect
 import sys
 import time
-from collections.abc import Callable
-from operator import attrgetter
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from llmvisor_runtimes import limits
-from llmvisor_runtimes.backend import Progress
+from llmvisor_runtimes.backend import Progress, RequestError
 from llmvisor_runtimes.llamacpp import context as llama
-from llmvisor_runtimes.llamacpp.batch import PrefillPace, compose
+from llmvisor_runtimes.llamacpp.adapters import Adapters
+from llmvisor_runtimes.llamacpp.admission import Admission
+from llmvisor_runtimes.llamacpp.batch import PrefillPace, Turns, compose, divide
 from llmvisor_runtimes.llamacpp.choice import Choice, Request, make_request
 from llmvisor_runtimes.llamacpp.context import LlamaContext, Part
-from llmvisor_runtimes.llamacpp.kvcache import KvCache, Match
-from llmvisor_runtimes.llamacpp.parked import common_prefix
-from llmvisor_runtimes.llamacpp.sampling import Row, token_logprob
+from llmvisor_runtimes.llamacpp.draft import DraftModel, ModelDrafter
+from llmvisor_runtimes.llamacpp.kvcache import KvCache
+from llmvisor_runtimes.llamacpp.parked import AdapterSet
+from llmvisor_runtimes.llamacpp.sampling import Row, Rows, token_logprob
+from llmvisor_runtimes.llamacpp.speculative import Drafter, LookupDrafter
 from llmvisor_runtimes.llamacpp.vocabulary import Vocabulary
+from llmvisor_runtimes.output_format import OutputFormat
 from llmvisor_runtimes.protocol import Delta, Done, Failed, Generate, Phase, Report, Step, TokenLogprob
 from llmvisor_runtimes.structured import Constraint
 
 
 class Feed(NamedTuple):
-    """The next `length` tokens of a choice in the batch of this step, and the `rows` of logits that they bring."""
+    """Tokens of a choice in the batch of this step, and the `rows` of logits that they bring."""
 
     choice: Choice
-    length: int
+    tokens: list[int]
     rows: int
+    drafted: int = 0
+    """So many at the end are guessed."""
 
 
-_AGE: Callable[[Choice], int] = attrgetter("age")
+Speculative = Literal["off", "lookup", "draft"]
 
 
 class Engine:
@@ -45,26 +45,37 @@ class Engine:
     called from any.
     """
 
-    def __init__(self, context: LlamaContext, vocabulary: Vocabulary, *, slots: int, kv: KvCache) -> None:
+    def __init__(
+        self,
+        context: LlamaContext,
+        vocabulary: Vocabulary,
+        *,
+        slots: int,
+        kv: KvCache,
+        adapters: Adapters,
+        format: OutputFormat,
+        speculative: Speculative = "off",
+        draft: DraftModel | None = None,
+    ) -> None:
         self._context = context
+        self._adapters = adapters
+        self._turns: Turns[AdapterSet] = Turns(steps=limits.adapter_turn_steps)
+        self._format = format
+        self._speculative: Speculative = speculative
+        self._draft = draft
         self._vocabulary = vocabulary
-        self._slots = slots
         self._kv = kv
+        self._admission = Admission(kv, slots=slots)
         self._pace = PrefillPace(
             step_seconds=limits.prefill_step_seconds,
             granule=limits.prefill_granule_tokens,
             tokens_max=context.n_batch,
         )
         self._requests: dict[int, Request] = {}
-        self._waiting: list[Choice] = []
-        self._active: list[Choice] = []
         self._cancelled: set[int] = set()
-        self._paused: set[int] = set()
         self._computing: dict[int, int] = {}
         """Tokens in the batch under way, by request."""
         self._ages = 0
-        self._may_admit = False
-        """Something has changed since nobody else could be admitted."""
         self._reports: list[Report] = []
         self._deltas: list[Delta] = []
         self._done: list[Done] = []
@@ -85,19 +96,19 @@ class Engine:
 
     def pause(self, id: int) -> None:
         if id in self._requests:
-            self._paused.add(id)
+            self._admission.paused.add(id)
 
     def resume(self, id: int) -> None:
-        self._paused.discard(id)
-        self._may_admit = True
+        self._admission.paused.discard(id)
+        self._admission.changed = True
 
     def progress(self) -> Progress:
         return Progress(
             step=self._steps,
             # Where all are paused nothing is due, and standing still is no hang.
             phase="idle" if self.delay_seconds() is None else self._phase,
-            active=len(self._active),
-            waiting=len(self._waiting),
+            active=len(self._admission.active),
+            waiting=len(self._admission.waiting),
             tokens=self._tokens,
             kv_used=self._kv.used,
         )
@@ -106,32 +117,50 @@ class Engine:
 
     def generate(self, generate: Generate, prompt: list[int], constraint: Constraint | None = None) -> None:
         """Take a request in. Raises `RequestError` where it can never be served."""
-        request = make_request(generate, prompt, n_ctx=self._kv.cells, vocabulary=self._vocabulary, age=self._ages + 1)
+        request = make_request(
+            generate,
+            prompt,
+            n_ctx=self._kv.cells,
+            vocabulary=self._vocabulary,
+            age=self._ages + 1,
+            format=self._format,
+            constraint=constraint,
+        )
+        request.adapters = self._adapters.wanted(generate.adapters)
+        for choice in request.choices:
+            choice.drafter = self._make_drafter(generate)
         self._ages += generate.n
-        self._waiting += request.choices
+        self._admission.add(request.choices)
         self._requests[request.id] = request
-        self._may_admit = True
+
+    def _make_drafter(self, generate: Generate) -> Drafter | None:
+        wanted = generate.speculative or self._speculative
+        if wanted == "draft" and self._draft is None:
+            raise RequestError("unsupported_operation", "this model has no draft model beside it", "speculative")
+        if wanted == "off" or not self._kv.can_cut:
+            return None  # what was guessed wrong has to be forgotten, which not every model can
+        return ModelDrafter(self._draft) if wanted == "draft" and self._draft else LookupDrafter()
 
     def delay_seconds(self) -> float | None:
         """0 where a step has something to do, None where it has nothing until a call comes."""
-        if self._cancelled or (self._may_admit and self._waiting):
+        if self._cancelled or self._admission.due:
             return 0
-        if self._paused:
-            return 0 if any(choice.request.id not in self._paused for choice in self._active) else None
-        return 0 if self._active else None
+        return 0 if self._admission.running() else None
 
     def step(self) -> list[Report]:
         """Compute one batch, and what it brought."""
         self._end_cancelled()
-        if self._may_admit and self._waiting:
-            self._admit()
+        if self._admission.due:
+            for choice in self._admission.admit():
+                self._deltas.append(choice.nothing_wanted())
+                self._end(choice)
         self._compute()
         reports = self._reports
         if self._deltas or self._done:
             reports.append(Step(self._deltas, self._done))
             self._deltas, self._done = [], []
         self._reports = []
-        if not self._active:
+        if not self._admission.active:
             self._phase = "idle"
         return reports
 
@@ -141,71 +170,20 @@ class Engine:
             for choice in request.choices:
                 choice.sampler.close()
 
-    # ------------------------------------------------------------------------------------------------------ admission
-
-    def _admit(self) -> None:
-        """Give slots to those that wait, in order; one that waits for room is never overtaken."""
-        self._may_admit = False
-        for choice in list(self._waiting):
-            if len(self._active) >= self._slots:
-                return
-            if not choice.wants_token and not choice.echo_due:
-                self._waiting.remove(choice)
-                self._deltas.append(choice.nothing_wanted())
-                self._end(choice)
-                continue
-            if choice.request.id in self._paused:
-                continue
-            self._kv.recall(choice.tokens, choice.reuse_max)
-            if not self._active:
-                self._kv.park_all(choice.tokens, choice.reuse_max)
-            match = self._kv.match(choice.tokens, choice.reuse_max)
-            if self._prefix_is_coming(choice, match):
-                self._may_admit = True
-                continue
-            if not self._open(choice, match):
-                return
-
-    def _open(self, choice: Choice, match: Match) -> bool:
-        # What is being computed already has to find room too, and some steps beyond, or it would drive this one out.
-        spare = sum(active.pending + limits.admission_spare_tokens for active in self._active)
-        if not self._kv.fits(choice.tokens, match, spare):
-            return False
-        sequence = self._kv.open(match)
-        if sequence is None:
-            return False
-        choice.sequence, choice.computed = sequence, match.length
-        if choice.request.cached_tokens is None:
-            choice.request.cached_tokens = match.length
-        self._waiting.remove(choice)
-        self._active.append(choice)
-        return True
-
-    def _prefix_is_coming(self, choice: Choice, match: Match) -> bool:
-        """Whether somebody is computing a longer common beginning than the cache has: it is worth waiting for."""
-        for active in self._active:
-            if active.pending <= 1 or active.request.id in self._paused:
-                continue
-            if active.request is choice.request and choice.request.scores_prompt:
-                return True
-            shared = min(choice.reuse_max, common_prefix(active.tokens, choice.tokens))
-            if shared >= match.length + limits.awaited_prefix_tokens_min and active.computed < shared:
-                return True
-        return False
-
     # ------------------------------------------------------------------------------------------------------ computing
 
     def _compute(self) -> None:
         feeds = self._compose()
-        while feeds and not self._kv.make_room(sum(feed.length for feed in feeds)):
-            self._preempt_one()
+        while feeds and not self._kv.make_room(sum(len(feed.tokens) for feed in feeds)):
+            self._admission.preempt_one()
             feeds = self._compose()
         if not feeds:
             return
-        tokens = sum(feed.length for feed in feeds)
-        self._phase = "prefill" if tokens > len(feeds) else "decode"
+        self._phase = "decode" if all(len(feed.tokens) == 1 for feed in feeds) else "prefill"
         if self._phase == "decode":
             self._kv.park_one()
+        feeds = self._with_drafts(feeds)
+        tokens = sum(len(feed.tokens) for feed in feeds)
         now = time.perf_counter()
         status = self._decode(feeds, now)
         self._steps += 1
@@ -217,12 +195,10 @@ class Engine:
             self._recover(feeds, status)
 
     def _compose(self) -> list[Feed]:
-        active = self._active
-        if self._paused:
-            active = [choice for choice in active if choice.request.id not in self._paused]
+        active = self._together(self._admission.running())
         pending = [choice.next_count for choice in active]
         if pending and max(pending) == 1 and len(pending) <= self._context.n_batch:
-            return [Feed(choice, 1, 1) for choice in active]  # mostly: everybody decodes
+            return [self._feed(choice, 1) for choice in active]  # mostly: everybody decodes
         if scoring := [place for place, choice in enumerate(active) if choice.scores]:
             share = max(1, limits.scored_prompt_step_tokens // len(scoring))
             for place in scoring:
@@ -235,17 +211,45 @@ class Engine:
         )
         return [self._feed(active[place], length) for place, length in slices]
 
+    def _together(self, choices: list[Choice]) -> list[Choice]:
+        """Those that may share a batch now: adapters act on all of it."""
+        if not self._adapters or not choices:
+            return choices
+        adapters = self._turns.next(choice.request.adapters for choice in choices)
+        self._adapters.act(self._context.pointer, adapters)
+        return [choice for choice in choices if choice.request.adapters == adapters]
+
     def _feed(self, choice: Choice, length: int) -> Feed:
-        return Feed(choice, length, length if choice.scores else int(length == choice.pending))
+        tokens = choice.tokens[choice.computed : choice.computed + length]
+        return Feed(choice, tokens, length if choice.scores else int(length == choice.pending))
+
+    def _with_drafts(self, feeds: list[Feed]) -> list[Feed]:
+        """The same with guessed tokens behind those that want some, as far as there is room for nothing better."""
+        wants = [feed.choice.draft_tokens_max for feed in feeds]
+        if not any(wants):
+            return feeds
+        tokens, rows = sum(len(feed.tokens) for feed in feeds), sum(feed.rows for feed in feeds)
+        context = self._context
+        room = min(context.n_batch - tokens, context.n_outputs_max - rows, self._kv.free - tokens)
+        shares = divide(wants, max(0, room))
+        return [self._with_draft(feed, share) for feed, share in zip(feeds, shares, strict=True)]
+
+    def _with_draft(self, feed: Feed, count: int) -> Feed:
+        choice = feed.choice
+        if choice.drafter is None or count == 0:
+            return feed
+        draft = choice.drafter.propose(choice.tokens, count)
+        ends = (place for place, token in enumerate(draft, 1) if token in self._vocabulary.end_tokens)
+        draft = draft[: next(ends, count)]
+        return Feed(choice, feed.tokens + draft, 1 + len(draft), len(draft))
 
     def _decode(self, feeds: list[Feed], now: float) -> int:
         parts: list[Part] = []
         computing: dict[int, int] = {}
-        for choice, length, rows in feeds:
-            request, start = choice.request, choice.computed
-            tokens = choice.tokens[start : start + length]
-            parts.append(Part(choice.sequence, start, tokens, every_logit=rows == length, last_logit=rows > 0))
-            computing[request.id] = computing.get(request.id, 0) + length
+        for choice, tokens, rows, _ in feeds:
+            request, every = choice.request, rows == len(tokens)
+            parts.append(Part(choice.sequence, choice.computed, tokens, every_logit=every, last_logit=rows > 0))
+            computing[request.id] = computing.get(request.id, 0) + len(tokens)
             if request.started_at is None:
                 request.started_at = now
         self._computing = computing
@@ -260,32 +264,58 @@ class Engine:
         total = sum(feed.rows for feed in feeds)
         logits = self._context.logits(total) if total else None
         row = output = 0
-        for choice, length, rows in feeds:
+        for choice, tokens, rows, drafted in feeds:
             row += rows
-            output += length
+            output += len(tokens)
+            if choice.sequence < 0:
+                continue  # another choice of its request has failed it
             start = choice.computed
-            self._kv.extend(choice.sequence, choice.tokens[start : start + length])
-            choice.computed = start + length
+            self._kv.extend(choice.sequence, tokens)
+            choice.computed = start + len(tokens) - drafted
             if logits is None:
                 continue
             if choice.scores:
                 self._score(choice, start, logits[row - rows : row])
             if choice.computed == len(choice.tokens):
-                self._sample(choice, logits[row - 1], output - 1)
+                self._sample(choice, logits[row - 1 - drafted : row], output - 1 - drafted, tokens[-1 - drafted :])
 
-    def _sample(self, choice: Choice, row: Row, output: int) -> None:
+    def _sample(self, choice: Choice, rows: Rows, output: int, tokens: list[int]) -> None:
+        """The next token from the first row; from each further one the next again, while what was guessed holds."""
         request = choice.request
         if choice.echo_due:
-            self._deltas.append(choice.echo())
-        if choice.finish is None:
-            token = choice.sampler.choose(self._context, row, output)
-            top = request.generate.logprobs
-            logprob = None if top is None else token_logprob(row, token, top, self._vocabulary)
-            self._deltas.append(choice.take(token, logprob))
+            self._deltas.append(choice.echo(request.prompt_logprobs))
+        accepted = 0
+        while choice.finish is None:
+            try:
+                self._take(choice, rows[accepted], output + accepted)
+            except RequestError as error:
+                self._fail(request, error)
+                return
+            if accepted == len(tokens) - 1 or choice.tokens[-1] != tokens[accepted + 1]:
+                break
+            accepted += 1
+        if choice.drafter is not None:
+            choice.drafter.observe(len(tokens) - 1, accepted)
+            self._settle(choice, len(tokens) - 1, accepted)
         if request.first_token_at is None:
             request.first_token_at = time.perf_counter()
         if choice.finish is not None:
             self._end(choice)
+
+    def _take(self, choice: Choice, row: Row, output: int) -> None:
+        token = choice.sampler.choose(self._context, row, output)
+        top = choice.request.generate.logprobs
+        logprob = None if top is None else token_logprob(row, token, top, self._vocabulary)
+        self._deltas.append(choice.take(token, logprob, complete=choice.sampler.finished))
+
+    def _settle(self, choice: Choice, drafted: int, accepted: int) -> None:
+        """What was guessed right counts as computed, the rest is forgotten."""
+        request = choice.request
+        choice.computed += accepted
+        self._kv.cut(choice.sequence, choice.computed)
+        self._tokens -= drafted - accepted
+        request.drafted_tokens += drafted
+        request.accepted_tokens += accepted
 
     def _score(self, choice: Choice, start: int, rows: Row) -> None:
         """Log-probabilities of the prompt's tokens; row i is what predicts the token after position `start` + i."""
@@ -306,25 +336,15 @@ class Engine:
     def _end(self, choice: Choice) -> None:
         """A choice has its last delta; its request is done with the last choice."""
         request = choice.request
-        self._leave(choice, keep=request.generate.cache_prompt)
+        self._admission.leave(choice, keep=request.generate.cache_prompt)
         request.choices.remove(choice)
         if not request.choices:
-            self._done.append(request.done(time.perf_counter()))
+            self._done.append(request.done(request.id, len(request.prompt), time.perf_counter()))
             self._forget(request)
-
-    def _leave(self, choice: Choice, *, keep: bool) -> None:
-        choice.sampler.close()
-        if choice.sequence >= 0:
-            self._kv.close(choice.sequence, keep=keep)
-            choice.sequence = -1
-            self._active.remove(choice)
-        elif choice in self._waiting:
-            self._waiting.remove(choice)
-        self._may_admit = True
 
     def _forget(self, request: Request) -> None:
         del self._requests[request.id]
-        self._paused.discard(request.id)
+        self._admission.paused.discard(request.id)
         self._cancelled.discard(request.id)
 
     def _end_cancelled(self) -> None:
@@ -334,34 +354,26 @@ class Engine:
                 self._deltas.append(choice.cancelled())
                 self._end(choice)
 
-    def _preempt_one(self) -> None:
-        """The youngest makes room: first of those that are paused, which wait anyway."""
-        paused = [choice for choice in self._active if choice.request.id in self._paused]
-        self._preempt(max(paused or self._active, key=_AGE))
-
-    def _preempt(self, choice: Choice) -> None:
-        self._active.remove(choice)
-        self._kv.drop(choice.sequence)
-        choice.sequence, choice.computed = -1, 0
-        bisect.insort(self._waiting, choice, key=_AGE)
-
     def _recover(self, feeds: list[Feed], status: int) -> None:
         """A batch was not computed: the books stay as they were, and the memory is made to agree with them."""
         choices = [feed.choice for feed in feeds]
-        if status == llama.ABORTED or (status == llama.NO_ROOM and len(self._active) > 1):
+        if status == llama.ABORTED or (status == llama.NO_ROOM and len(self._admission.active) > 1):
             for choice in choices:
                 if self._kv.can_cut:
                     self._kv.repair(choice.sequence)
                 else:
-                    self._preempt(choice)
+                    self._admission.preempt(choice)
             if status == llama.NO_ROOM and self._kv.can_cut:
-                self._preempt_one()
-            self._may_admit = True
+                self._admission.preempt_one()
+            self._admission.changed = True
             return
-        message = f"llama_decode failed with {status} for a batch of {sum(feed.length for feed in feeds)} tokens"
+        message = f"llama_decode failed with {status} for a batch of {sum(len(feed.tokens) for feed in feeds)} tokens"
         print(message, file=sys.stderr, flush=True)
         for request in dict.fromkeys(choice.request for choice in choices):
-            for choice in request.choices:
-                self._leave(choice, keep=False)
-            self._reports.append(Failed(request.id, "internal_error", message))
-            self._forget(request)
+            self._fail(request, RequestError("internal_error", message))
+
+    def _fail(self, request: Request, error: RequestError) -> None:
+        for choice in request.choices:
+            self._admission.leave(choice, keep=False)
+        self._reports.append(Failed(request.id, error.kind, error.message, error.param))
+        self._forget(request)

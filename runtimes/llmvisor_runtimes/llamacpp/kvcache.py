@@ -8,12 +8,13 @@ out of the context one by one (`parked.py`), and come back when they are wanted.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from llmvisor_runtimes.llamacpp.parked import ParkedSequences, common_prefix
+from llmvisor_runtimes import limits
+from llmvisor_runtimes.llamacpp.parked import AdapterSet, Parked, ParkedSequences, common_prefix
 
 
 class KvMemory(Protocol):
@@ -44,9 +45,10 @@ class Match(NamedTuple):
 
 
 class _Resident:
-    __slots__ = ("busy", "cells", "parkable", "tokens", "used")
+    __slots__ = ("adapters", "busy", "cells", "parkable", "tokens", "used")
 
-    def __init__(self, tokens: list[int], cells: list[int], used: int) -> None:
+    def __init__(self, tokens: list[int], cells: list[int], used: int, adapters: AdapterSet) -> None:
+        self.adapters = adapters
         self.tokens = tokens
         self.cells = cells
         self.used = used
@@ -95,6 +97,11 @@ class KvCache:
         return len(self._free_cells) + self._idle_cells
 
     @property
+    def free(self) -> int:
+        """Cells that hold nothing."""
+        return len(self._free_cells)
+
+    @property
     def idle(self) -> list[int]:
         """Idle sequences, least recently used first."""
         found = [(resident.used, sequence) for sequence, resident in self._residents.items() if not resident.busy]
@@ -108,11 +115,16 @@ class KvCache:
         """What a sequence holds."""
         return self._residents[sequence].tokens
 
-    def match(self, tokens: Sequence[int], reuse_max: int) -> Match:
-        """The best beginning that is here for `tokens`, of at most `reuse_max` tokens. Idle ones win a draw."""
+    def match(self, tokens: Sequence[int], reuse_max: int, adapters: AdapterSet = ()) -> Match:
+        """The best beginning that is here for `tokens`, of at most `reuse_max` tokens. Idle ones win a draw.
+
+        Only what was computed with the same adapters is the same.
+        """
         best = Match(None, 0)
         best_rank = (0, False, 0)
         for sequence, resident in self._residents.items():
+            if resident.adapters != adapters:
+                continue
             length = min(reuse_max, common_prefix(resident.tokens, tokens))
             if not self.can_cut and (resident.busy or length < len(resident.tokens)):
                 continue
@@ -132,8 +144,8 @@ class KvCache:
 
     # ------------------------------------------------------------------------------------------------------ changing
 
-    def open(self, match: Match) -> int | None:
-        """A busy sequence that holds what `match` found; None where every id is busy.
+    def open(self, match: Match, adapters: AdapterSet = ()) -> int | None:
+        """A busy sequence that holds what `match` found for these adapters; None where every id is busy.
 
         An idle sequence that is wholly part of it is continued in place. Otherwise its prefix is shared with a fresh
         id, so that it stays cached with its own ending.
@@ -154,7 +166,7 @@ class KvCache:
             resident = self._residents[source]
             tokens, cells = resident.tokens[: match.length], resident.cells[: match.length]
             self._memory.copy(source, target, match.length)
-        self._residents[target] = _Resident(tokens, cells, self._tick())
+        self._residents[target] = _Resident(tokens, cells, self._tick(), adapters)
         self._count(cells, holders=1, busy=1)
         return target
 
@@ -179,6 +191,13 @@ class KvCache:
             resident.cells.append(cell)
             resident.tokens.append(token)
 
+    def cut(self, sequence: int, length: int) -> None:
+        """Forget the tokens of a busy sequence from `length` on."""
+        resident = self._residents[sequence]
+        if length < len(resident.tokens):
+            self._memory.remove(sequence, length)
+            self._release(resident, length)
+
     def close(self, sequence: int, *, keep: bool) -> None:
         """Nobody computes with a sequence any more; `keep` leaves it as cache."""
         resident = self._residents[sequence]
@@ -188,8 +207,9 @@ class KvCache:
         self._set_busy(resident, False)
         resident.used = self._tick()
         for other in self.idle:
-            inside = self._residents[other].tokens
-            if other != sequence and resident.tokens[: len(inside)] == inside:
+            inside = self._residents[other]
+            same = inside.adapters == resident.adapters and other != sequence
+            if same and resident.tokens[: len(inside.tokens)] == inside.tokens:
                 self.drop(other)  # everything it could serve, this one can
 
     def drop(self, sequence: int) -> None:
@@ -204,24 +224,24 @@ class KvCache:
         if self._idle_cells:
             self._park_some(self.idle, count=1)
 
-    def park_all(self, tokens: Sequence[int], reuse_max: int) -> None:
+    def park_all(self, tokens: Sequence[int], reuse_max: int, adapters: AdapterSet = ()) -> None:
         """Move the idle sequences out, but for the one that `tokens` continue: a prompt then gets the first cells.
 
         A step passes over all cells up to the last one that is used, and threads share them out in equal parts.
         """
         if self._parked is None:
             return
-        match = self.match(tokens, reuse_max)
+        match = self.match(tokens, reuse_max, adapters)
         spared = match.sequence if match.length >= self._parked.gain_tokens_min else None
         self._park_some([sequence for sequence in self.idle if sequence != spared], count=self.cells)
 
-    def recall(self, tokens: Sequence[int], reuse_max: int) -> None:
+    def recall(self, tokens: Sequence[int], reuse_max: int, adapters: AdapterSet = ()) -> None:
         """Bring a parked sequence back, as an idle one, where it begins more like `tokens` than all that is here."""
-        found = self._parked.best(tokens, reuse_max) if self._parked is not None else None
+        found = self._parked.best(tokens, reuse_max, adapters) if self._parked is not None else None
         if self._parked is None or found is None:
             return
         parked, length = found
-        if length < self.match(tokens, reuse_max).length + self._parked.gain_tokens_min:
+        if length < self.match(tokens, reuse_max, adapters).length + self._parked.gain_tokens_min:
             return
         if not self.make_room(len(parked.tokens)):
             return
@@ -229,13 +249,29 @@ class KvCache:
         if sequence is None:
             return
         self._parked.take(parked)
-        if not self._memory.restore(sequence, parked.state):
-            self._memory.remove(sequence, 0)
-            self._free_ids.append(sequence)
+        self._free_ids.append(sequence)
+        self._bring_back(parked)
+
+    def saved(self) -> Iterator[Parked]:
+        """What can be had again, idle or parked, the one used last first."""
+        for sequence in reversed(self.idle):
+            resident = self._residents[sequence]
+            if len(resident.tokens) >= limits.parked_gain_tokens_min and (state := self._memory.save(sequence)):
+                yield Parked(resident.tokens, state, resident.adapters)
+        if self._parked is not None:
+            kept = reversed(self._parked.kept)
+            yield from (parked for parked in kept if len(parked.tokens) >= limits.parked_gain_tokens_min)
+
+    def restore(self, saved: Sequence[Parked]) -> None:
+        """Have sequences of an earlier process again, the one used last first, as far as there is room."""
+        if self._parked is not None:
+            for parked in reversed(saved):
+                self._parked.keep(parked)
             return
-        self._residents[sequence] = _Resident([], [], self._tick())
-        self.extend(sequence, parked.tokens)
-        self._set_busy(self._residents[sequence], False)
+        for parked in saved:
+            if len(parked.tokens) > len(self._free_cells) or len(self._free_ids) < 2:
+                return
+            self._bring_back(parked)
 
     def repair(self, sequence: int) -> None:
         """Make the memory forget what a computation that failed may have left behind."""
@@ -260,8 +296,21 @@ class KvCache:
 
     def _park(self, sequence: int) -> bool:
         """Keep a copy of a sequence outside the context."""
-        tokens = self._residents[sequence].tokens
-        return self._parked is not None and self._parked.put(list(tokens), lambda: self._memory.save(sequence))
+        resident = self._residents[sequence]
+        return self._parked is not None and self._parked.put(
+            list(resident.tokens), lambda: self._memory.save(sequence), resident.adapters
+        )
+
+    def _bring_back(self, parked: Parked) -> None:
+        """Have a sequence in the context again, idle; there has to be room and an id."""
+        sequence = self._free_ids.pop()
+        if not self._memory.restore(sequence, parked.state):
+            self._memory.remove(sequence, 0)
+            self._free_ids.append(sequence)
+            return
+        self._residents[sequence] = _Resident([], [], self._tick(), parked.adapters)
+        self.extend(sequence, parked.tokens)
+        self._set_busy(self._residents[sequence], False)
 
     def _evict(self, sequence: int) -> None:
         """Give up an idle sequence's place."""

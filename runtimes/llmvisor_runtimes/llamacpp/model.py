@@ -2,73 +2,73 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
-import os
 import sys
 import time
-from pathlib import Path
+
+import msgspec
 
 from llmvisor_runtimes import limits
 from llmvisor_runtimes.backend import LoadError, LoadProgressCallback, RequestError
+from llmvisor_runtimes.cores import available_cores
+from llmvisor_runtimes.llamacpp.adapters import Adapters
 from llmvisor_runtimes.llamacpp.context import LlamaContext, Part
-from llmvisor_runtimes.llamacpp.cores import available_cores
-from llmvisor_runtimes.llamacpp.log import LlamaLog
+from llmvisor_runtimes.llamacpp.draft import DraftModel
+from llmvisor_runtimes.llamacpp.infill import Infill
 from llmvisor_runtimes.llamacpp.native import llama_cpp
-from llmvisor_runtimes.llamacpp.options import decode_options
 from llmvisor_runtimes.llamacpp.parked import ParkedSequences
-from llmvisor_runtimes.llamacpp.vocabulary import Vocabulary
+from llmvisor_runtimes.llamacpp.saved_state import StateFile, file_facts, state_path
+from llmvisor_runtimes.llamacpp.weights import SEQUENCES_MAX, Weights
+from llmvisor_runtimes.output_format import OutputFormat
 from llmvisor_runtimes.protocol import Load, Memory, ModelInfo, ModelOptions
 from llmvisor_runtimes.template import ChatTemplate
+from llmvisor_runtimes.toolcalls import family_of
 
 _BYTES_PER_MB = 1024 * 1024
-_SEQUENCES_MAX = 256
-"""LLAMA_MAX_SEQ of llama.cpp."""
-_FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
-_SPLIT_MODE = {"none": 0, "layer": 1, "row": 2}
-_CACHE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "bf16": 30}
-_OUT_OF_MEMORY = ("failed to allocate", "unable to allocate", "out of memory", "cannot allocate", "bad_alloc", "mlock")
+FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
+CACHE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "bf16": 30}
 
 
 class LlamaModel:
     """A loaded model with its context."""
 
-    def __init__(self, load: Load, progress: LoadProgressCallback, *, version: str) -> None:
-        """Raises `LoadError`."""
-        self.options = decode_options(load.options.options)
+    def __init__(self, weights: Weights, load: Load, progress: LoadProgressCallback, *, version: str) -> None:
+        """Takes the weights over, and frees them where it raises `LoadError`."""
+        self.options = weights.options
         self.slots = load.options.parallel
         self._gpu_layers = load.options.n_gpu_layers
-        self._check(load)
-        self._log = LlamaLog()
-        self._log.install()
-        llama_cpp.llama_backend_init()
-        started = time.perf_counter()
         self._progress = progress
-        self._model = self._load_weights(load)
+        self._weights = weights
+        self._model = weights.pointer
+        self._log = weights.log
+        self.vocabulary = weights.vocabulary
+        self._trained = weights.trained_tokens
         try:
-            self.vocabulary = Vocabulary(self._model)
-            self._trained = int(llama_cpp.llama_model_n_ctx_train(self._model))
+            self.adapters = Adapters(weights, self.options.adapters)
             self.context = self._make_context(load.options)
             self.template, self._template_sha256 = self._chat_template()
+            self.draft = self._load_draft()
             self._warm_up()
         except BaseException:
-            llama_cpp.llama_model_free(self._model)
+            weights.close()
             raise
         self.can_cut = not (
             llama_cpp.llama_model_is_recurrent(self._model) or llama_cpp.llama_model_is_hybrid(self._model)
         )
-        self.info = self._describe(time.perf_counter() - started, version)
+        self.info = self._describe(time.perf_counter() - weights.started_at, version)
         self._log.loading = False
 
     def close(self) -> None:
         """Free everything."""
+        if self.draft:
+            self.draft.close()
         self.context.close()
-        llama_cpp.llama_model_free(self._model)
+        self._weights.close()
 
     @property
     def sequences(self) -> int:
         """Sequence ids: one for each slot and some for the idle cache."""
-        return min(_SEQUENCES_MAX, self.slots + self.options.idle_sequences)
+        return min(SEQUENCES_MAX, self.slots + self.options.idle_sequences)
 
     def parked(self) -> ParkedSequences | None:
         """Room for idle sequences outside the context; None where that is a GPU's memory, which copies have far to."""
@@ -78,42 +78,20 @@ class LlamaModel:
         bytes_per_token = max(1, self.info.memory.kv_bytes // self.context.n_ctx)
         return ParkedSequences(bytes_max=self.options.idle_cache_mb * _BYTES_PER_MB, bytes_per_token=bytes_per_token)
 
-    def _check(self, load: Load) -> None:
-        """What can be told without llama.cpp, which says less about it."""
-        path = Path(load.path)
-        if not path.is_file():
-            raise LoadError(f"there is no model file at {load.path}", permanent=True)
-        with path.open("rb") as file:
-            magic = file.read(4)
-        if magic != b"GGUF":
-            raise LoadError(f"{load.path} is not a GGUF file: it begins with {magic!r}", permanent=True)
-        if not 1 <= self.slots <= _SEQUENCES_MAX:
-            raise LoadError(f"parallel is {self.slots}, but llama.cpp takes 1 to {_SEQUENCES_MAX}", permanent=True)
+    def state_file(self, load: Load) -> StateFile | None:
+        """Where the cache is kept while the model is not loaded; None where it is not."""
+        if not load.options.state_dir or not self.can_cut:
+            return None
+        own = self.options
+        computed_with = (own.type_k, own.type_v, own.rope_freq_base, own.rope_freq_scale, own.flash_attn)
+        placed = (self._gpu_layers, own.offload_kqv, own.split_mode, own.main_gpu)
+        adapters = {name: file_facts(adapter.path) for name, adapter in sorted(own.adapters.items())}
+        identity = (file_facts(load.path), self.context.n_ctx, computed_with, placed, adapters)
+        version = f"{self.info.backend_version} {llama_cpp.llama_print_system_info()!r}"
+        path = state_path(load.options.state_dir, load.model, load.path)
+        return StateFile(path, msgspec.msgpack.encode((identity, version)))
 
     # ------------------------------------------------------------------------------------------------------- loading
-
-    def _load_weights(self, load: Load) -> int:
-        options = load.options
-        params = llama_cpp.llama_model_default_params()
-        params.n_gpu_layers = options.n_gpu_layers
-        params.load_mode = int(options.use_mmap) + 2 * int(options.use_mlock)
-        params.split_mode = _SPLIT_MODE[self.options.split_mode]
-        params.main_gpu = self.options.main_gpu
-        size = os.path.getsize(load.path)
-
-        @llama_cpp.llama_progress_callback
-        def on_progress(part: float, _data: object) -> bool:
-            self._progress("weights", int(part * size), size, "bytes")
-            return True
-
-        params.progress_callback = on_progress
-        model = llama_cpp.llama_model_load_from_file(os.fsencode(load.path), params)
-        if not model:
-            raise self._failure(f"{Path(load.path).name} cannot be loaded")
-        if not llama_cpp.llama_model_has_decoder(model) or llama_cpp.llama_model_has_encoder(model):
-            llama_cpp.llama_model_free(model)
-            raise LoadError("the model does not generate text by itself (it has an encoder)", permanent=True)
-        return model
 
     def _make_context(self, options: ModelOptions) -> LlamaContext:
         self._progress("context", 0, 0, "bytes")
@@ -135,19 +113,30 @@ class LlamaModel:
         params.n_outputs_max = min(params.n_batch, self.slots + limits.scored_prompt_step_tokens)
         params.n_threads = threads
         params.n_threads_batch = own.n_threads_batch or threads
-        params.flash_attn_type = _FLASH_ATTENTION[own.flash_attn]
-        params.type_k = _CACHE_TYPES[own.type_k]
-        params.type_v = _CACHE_TYPES[own.type_v]
+        params.flash_attn_type = FLASH_ATTENTION[own.flash_attn]
+        params.type_k = CACHE_TYPES[own.type_k]
+        params.type_v = CACHE_TYPES[own.type_v]
         params.rope_freq_base = own.rope_freq_base
         params.rope_freq_scale = own.rope_freq_scale
         params.offload_kqv = own.offload_kqv
         params.kv_unified = True
         params.swa_full = True  # without it the beginning of a sequence is gone, and no prefix can be shared
         params.no_perf = True
+        self._context_params = params
         try:
             return LlamaContext(self._model, params, n_vocab=self.vocabulary.size)
         except MemoryError:
-            raise self._failure(f"there is no room for a context of {params.n_ctx} tokens") from None
+            raise self._weights.failure(f"there is no room for a context of {params.n_ctx} tokens") from None
+
+    def _load_draft(self) -> DraftModel | None:
+        path = self.options.draft_model
+        if path is None:
+            return None
+        self._progress("draft", 0, 0, "bytes")
+        params = self._context_params
+        params.n_seq_max = self.slots
+        params.n_outputs_max = self.slots
+        return DraftModel(self._weights, path, n_gpu_layers=self._gpu_layers, params=params, slots=self.slots)
 
     def _warm_up(self) -> None:
         """Compute one token, so that the first request finds the weights in memory."""
@@ -156,20 +145,16 @@ class LlamaModel:
         part = Part(sequence=0, position=0, tokens=[token], every_logit=False, last_logit=True)
         status = self.context.decode([part])
         if status:
-            raise self._failure(f"the model does not compute: llama_decode gave {status}")
+            raise self._weights.failure(f"the model does not compute: llama_decode gave {status}")
         self.context.logits(1)
         self.context.clear()
-
-    def _failure(self, what: str) -> LoadError:
-        reason = self._log.reason()
-        lacks_memory = any(sign in reason.lower() for sign in _OUT_OF_MEMORY)
-        return LoadError(f"{what}: {reason}", permanent=not lacks_memory)
 
     # --------------------------------------------------------------------------------------------------------- facts
 
     def _chat_template(self) -> tuple[ChatTemplate | None, str | None]:
         own = llama_cpp.llama_model_chat_template(self._model, None)
         source = self.options.chat_template or (own.decode("utf-8", "replace") if own else "")
+        self.format = OutputFormat(self.vocabulary, family_of(source))
         if not source:
             return None, None
         vocabulary = self.vocabulary
@@ -182,19 +167,26 @@ class LlamaModel:
             raise LoadError(f"the chat template cannot be used: {error.message} ({hint})", permanent=True) from error
         return template, hashlib.sha256(source.encode()).hexdigest()
 
+    def _capabilities(self) -> list[str]:
+        found = [*(["chat", "tools"] if self.template else []), "completions", "tokenize", "structured_output"]
+        if Infill(self.vocabulary).available:
+            found.append("infill")
+        if self.adapters:
+            found.append("adapters")
+        return found
+
     def _describe(self, load_seconds: float, version: str) -> ModelInfo:
-        file_type = llama_cpp.llama_ftype_name(llama_cpp.llama_model_ftype(self._model)) or b""
         return ModelInfo(
-            architecture=self._metadata("general.architecture"),
+            architecture=self._weights.architecture,
             parameters=llama_cpp.llama_model_n_params(self._model),
-            quantization=file_type.decode(),
+            quantization=self._weights.quantization,
             context_length=self._trained,
             n_ctx=self.context.n_ctx,
             slots=self.slots,
             vocabulary=self.vocabulary.size,
-            capabilities=[*(["chat"] if self.template else []), "completions", "tokenize"],
+            capabilities=self._capabilities(),
             memory=Memory(
-                weights_bytes=llama_cpp.llama_model_size(self._model),
+                weights_bytes=llama_cpp.llama_model_size(self._model) + (self.draft.weights_bytes if self.draft else 0),
                 kv_bytes=self._log.buffer_bytes({"KV", "RS"}),
                 compute_bytes=self._log.buffer_bytes({"compute"}),
             ),
@@ -204,8 +196,3 @@ class LlamaModel:
             embedding_dimension=llama_cpp.llama_model_n_embd(self._model),
             chat_template_sha256=self._template_sha256,
         )
-
-    def _metadata(self, key: str) -> str:
-        buffer = ctypes.create_string_buffer(256)
-        length = llama_cpp.llama_model_meta_val_str(self._model, key.encode(), buffer, len(buffer))
-        return buffer.value.decode("utf-8", "replace") if length >= 0 else ""

@@ -12,12 +12,6 @@ from typing import Any
 # Where ggml aborts it would start a debugger on this very process, and the worker be gone seconds later only.
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")
 
-# OpenMP's threads spin at every barrier of a step, for milliseconds where nobody says otherwise: beside any other busy
-# process they burn the turn that the thread they wait for needs. A short spin costs a process alone nothing, and two
-# processes on the same cores decode forty times as fast.
-if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "500")
-
 import llama_cpp as _llama_cpp
 
 llama_cpp: Any = _llama_cpp

@@ -12,6 +12,14 @@ from llmvisor_runtimes.backend import LoadError
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 
 
+class AdapterOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A LoRA adapter."""
+
+    path: str
+    scale: Annotated[float, msgspec.Meta(ge=-1000, le=1000)] = 1.0
+    """How strongly it acts where a request does not say; 0 leaves it to those that ask for it."""
+
+
 class LlamaCppOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`options` of a llama.cpp model, by llama.cpp's own names."""
 
@@ -31,6 +39,15 @@ class LlamaCppOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     main_gpu: Annotated[int, msgspec.Meta(ge=0)] = 0
     split_mode: Literal["none", "layer", "row"] = "layer"
     offload_kqv: bool = True
+    draft_model: str | None = None
+    """A small GGUF of the same vocabulary, which guesses where `draft` is asked for."""
+    speculative: Literal["off", "lookup", "draft"] = "off"
+    """How tokens are guessed ahead where a request does not say."""
+    pooling: Literal["none", "mean", "cls", "last", "rank"] | None = None
+    """How a text becomes a vector (or, `rank`, a score); None as the model's file says. With one of them the model
+    encodes texts, with `none` it goes on with them."""
+    adapters: dict[str, AdapterOptions] = {}
+    """By the names that requests choose them by."""
     idle_sequences: Annotated[int, msgspec.Meta(ge=0, le=128)] = 16
     """Ended sequences that are kept as cache for prompts that begin the same way."""
     idle_cache_mb: Annotated[int, msgspec.Meta(ge=0)] = 512
@@ -50,6 +67,8 @@ def decode_options(raw: dict[str, msgspec.Raw]) -> LlamaCppOptions:
         options = msgspec.msgpack.decode(msgspec.msgpack.encode(raw), type=LlamaCppOptions)
     except msgspec.MsgspecError as error:
         raise LoadError(f"options of the llamacpp backend: {error}", permanent=True) from error
+    if options.speculative == "draft" and options.draft_model is None:
+        raise LoadError("speculative 'draft' needs a draft_model", permanent=True)
     quantized_v = options.type_v not in {"f32", "f16", "bf16"}
     if quantized_v and options.flash_attn == "off":
         raise LoadError(f"type_v {options.type_v!r} needs flash attention, which is off", permanent=True)

@@ -11,12 +11,16 @@ from typing import NamedTuple
 
 from llmvisor_runtimes import limits
 
+AdapterSet = tuple[tuple[str, float], ...]
+"""The adapters that act, by name and scale, sorted: what a token's state depends on beside the tokens before it."""
+
 
 class Parked(NamedTuple):
     """A sequence's tokens, and what the engine saved of it."""
 
     tokens: list[int]
     state: bytearray
+    adapters: AdapterSet = ()
 
 
 class ParkedSequences:
@@ -37,24 +41,32 @@ class ParkedSequences:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def put(self, tokens: list[int], save: Callable[[], bytearray]) -> bool:
+    @property
+    def kept(self) -> Sequence[Parked]:
+        """All of them, the one parked last at the end."""
+        return self._kept
+
+    def put(self, tokens: list[int], save: Callable[[], bytearray], adapters: AdapterSet = ()) -> bool:
         """Keep a sequence, `save` giving its state; False for one so large that copying it would hold up others.
 
         One that adds hardly anything to another is not worth the copy, and counts as kept.
         """
         if len(tokens) * self._bytes_per_token > self._bytes_max // limits.parked_share_min:
             return False
-        best = self.best(tokens, len(tokens))
+        best = self.best(tokens, len(tokens), adapters)
         if best is not None and len(tokens) - best[1] < self.gain_tokens_min:
             return True
         state = save()
         if state:
-            self._keep(Parked(tokens, state))
+            self.keep(Parked(tokens, state, adapters))
         return bool(state)
 
-    def best(self, tokens: Sequence[int], reuse_max: int) -> tuple[Parked, int] | None:
-        """The one that begins most like `tokens`, and how many tokens are the same."""
-        lengths = [min(reuse_max, common_prefix(parked.tokens, tokens)) for parked in self._kept]
+    def best(self, tokens: Sequence[int], reuse_max: int, adapters: AdapterSet = ()) -> tuple[Parked, int] | None:
+        """The one with these adapters that begins most like `tokens`, and how many tokens are the same."""
+        lengths = [
+            min(reuse_max, common_prefix(parked.tokens, tokens)) if parked.adapters == adapters else 0
+            for parked in self._kept
+        ]
         length, place = max(((length, place) for place, length in enumerate(lengths)), default=(0, 0))
         return (self._kept[place], length) if length else None
 
@@ -63,9 +75,10 @@ class ParkedSequences:
         self._kept = [kept for kept in self._kept if kept is not parked]
         self.bytes -= len(parked.state)
 
-    def _keep(self, new: Parked) -> None:
+    def keep(self, new: Parked) -> None:
+        """Keep one whose state is there already."""
         for kept in list(self._kept):
-            if new.tokens[: len(kept.tokens)] == kept.tokens:
+            if new.adapters == kept.adapters and new.tokens[: len(kept.tokens)] == kept.tokens:
                 self.take(kept)  # everything it could serve, the new one can
         self._kept.append(new)
         self.bytes += len(new.state)

@@ -19,7 +19,12 @@ _RANDOM_SEED = 0xFFFFFFFF
 """llama.cpp takes this seed for "choose one"; ours are always chosen already."""
 _MIROSTAT_M = 100
 
+_CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+"""`llama_token_data`."""
+
 Row = NDArray[np.float32]
+Rows = NDArray[np.float32]
+"""One row for each position."""
 
 
 class Sampler:
@@ -38,6 +43,7 @@ class Sampler:
         self._bias_tokens = np.fromiter(biases.keys(), dtype=np.intp, count=len(biases))
         self._bias_values = np.fromiter(biases.values(), dtype=np.float32, count=len(biases))
         self._chain: object = None
+        self._candidates: NDArray[np.void] | None = None
         self._remembers = _remembered_tokens(sampling, n_ctx)
         if sampling.temperature > 0 or self._remembers:
             self._chain = _chain(sampling, _valid_seed(seed), vocabulary, n_ctx, biases)
@@ -58,6 +64,47 @@ class Sampler:
         token = int(row.argmax())
         row[self._bias_tokens] = raw
         return token
+
+    def choose_among(self, row: Row, tokens: NDArray[np.intp]) -> int:
+        """The next token from `row`, one of `tokens`. A bias that forbids all of these does not count."""
+        biases = self._bias_tokens
+        if tokens.size == 1 or (np.isneginf(self._bias_values).any() and not self._permitted(tokens).size):
+            token = int(tokens[row[tokens].argmax()])
+        elif self._chain is not None:
+            return self._sample_among(row, tokens)
+        else:
+            raw = row[biases]
+            row[biases] = raw + self._bias_values
+            token = int(tokens[row[tokens].argmax()])
+            row[biases] = raw
+        if self._chain is not None:
+            llama_cpp.llama_sampler_accept(self._chain, token)
+        return token
+
+    def _permitted(self, tokens: NDArray[np.intp]) -> NDArray[np.intp]:
+        return np.setdiff1d(tokens, self._bias_tokens[np.isneginf(self._bias_values)], assume_unique=True)
+
+    def _sample_among(self, row: Row, tokens: NDArray[np.intp]) -> int:
+        """As `llama_sampler_sample`, which always takes the whole vocabulary.
+
+        Candidates of probability 0 in place of those that are left out would make NaN of typical_p and of mirostat.
+        """
+        if self._candidates is None:
+            self._candidates = np.zeros(row.size, dtype=_CANDIDATE)
+        candidates = self._candidates[: tokens.size]
+        candidates["id"] = tokens
+        candidates["logit"] = row[tokens]
+        data = ctypes.cast(candidates.ctypes.data, llama_cpp.llama_token_data_p)
+        array = llama_cpp.llama_token_data_array(data=data, size=tokens.size, selected=-1, sorted=False)
+        llama_cpp.llama_sampler_apply(self._chain, ctypes.byref(array))
+        token = int(array.data[array.selected].id)
+        llama_cpp.llama_sampler_accept(self._chain, token)
+        return token
+
+    @property
+    def finished(self) -> bool:
+        """Never: what may come is not limited."""
+        return False
 
     def close(self) -> None:
         if self._chain is not None:

@@ -159,5 +159,9 @@ class ModelOptions(Frame, frozen=True):
     parallel: int = 4
     use_mmap: bool = True
     use_mlock: bool = False
+    state_dir: str = ""
+    """Folder where the cache is kept while the model is not loaded; empty = it is not."""
+    embedding: bool = False
+    """Give the vectors of texts, even where the model could generate."""
     options: dict[str, msgspec.Raw] = {}
     """MessagePack values by name, which the backend decodes into its own Struct."""

@@ -45,6 +45,9 @@ class Timings(msgspec.Struct):
     prompt_per_second: float
     """Prompt tokens that were computed, not found in the cache."""
     predicted_per_second: float
+    draft_n: int | msgspec.UnsetType = msgspec.UNSET
+    """Tokens that were guessed ahead, by llama.cpp's name; left out where none were."""
+    draft_n_accepted: int | msgspec.UnsetType = msgspec.UNSET
 
 
 def total(done: list[Done]) -> Done:
@@ -56,6 +59,8 @@ def total(done: list[Done]) -> Done:
         completion_tokens=sum(one.completion_tokens for one in done),
         prompt_ms=sum(one.prompt_ms for one in done),
         predicted_ms=sum(one.predicted_ms for one in done),
+        drafted_tokens=sum(one.drafted_tokens for one in done),
+        accepted_tokens=sum(one.accepted_tokens for one in done),
     )
 
 
@@ -65,7 +70,10 @@ def usage(done: Done) -> Usage:
         completion_tokens=done.completion_tokens,
         total_tokens=done.prompt_tokens + done.completion_tokens,
         prompt_tokens_details=PromptTokensDetails(cached_tokens=done.cached_tokens),
-        completion_tokens_details=CompletionTokensDetails(),
+        completion_tokens_details=CompletionTokensDetails(
+            accepted_prediction_tokens=done.accepted_tokens,
+            rejected_prediction_tokens=max(0, done.drafted_tokens - done.accepted_tokens),
+        ),
     )
 
 
@@ -75,6 +83,8 @@ def timings(done: Done) -> Timings:
         predicted_ms=round(done.predicted_ms, 3),
         prompt_per_second=_per_second(done.prompt_tokens - done.cached_tokens, done.prompt_ms),
         predicted_per_second=_per_second(done.completion_tokens, done.predicted_ms),
+        draft_n=done.drafted_tokens or msgspec.UNSET,
+        draft_n_accepted=done.accepted_tokens if done.drafted_tokens else msgspec.UNSET,
     )
 
 
@@ -84,7 +94,10 @@ def finite(logprob: float) -> float:
 
 
 def system_fingerprint(model: ModelStatus) -> str:
-    """Changes with the weights and the backend: two answers of one seed are comparable while it stays."""
+    """Changes with the weights and the backend: two answers of one seed are comparable while it stays.
+
+    `model` is as it stands once the model is loaded: before that, its file may not have been looked at.
+    """
     return _fingerprint(model.backend, model.path, model.size, model.created)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 import msgspec
@@ -13,21 +14,20 @@ from llmvisor.control.api import ModelStatus
 from llmvisor.errors import InvalidRequest, UnsupportedOperation
 from llmvisor.http.answers import json_answer
 from llmvisor.http.body import read_struct
-from llmvisor.http.choice import finish_reason
+from llmvisor.http.cache_control import cache_use
+from llmvisor.http.choice import Choice, finish_reason
 from llmvisor.http.decode import BodyDecoder
 from llmvisor.http.front import FRONT, MODEL, REQUEST_ID, Front
 from llmvisor.http.generation import answer_events, collect, finished, pump, serving_headers
 from llmvisor.http.openai.answers import Timings, Usage, system_fingerprint, timings, usage
 from llmvisor.http.openai.chat_stream import DONE_EVENT, ChatChunks
+from llmvisor.http.openai.grammar import is_set
 from llmvisor.http.openai.logprobs import ChatLogprobs, chat_logprobs
-from llmvisor.http.openai.messages import Messages, TemplateKwargs, chat_prompt
-from llmvisor.http.openai.request import GenerationFields, MaxTokens, Top, is_set
+from llmvisor.http.openai.messages import Messages, TemplateKwargs, chat_prompt, media_needs
+from llmvisor.http.openai.request import GenerationFields, MaxTokens, Top, check_capable
+from llmvisor.http.openai.tools import ToolChoice, ToolSpecs, tool_use
 from llmvisor.http.sse import EventStream
-from llmvisor.services.service import Generation, Stream
-
-
-class ResponseFormat(msgspec.Struct):
-    type: str
+from llmvisor.services.service import CacheUse, Generation, Stream
 
 
 class ChatRequest(GenerationFields, kw_only=True):
@@ -41,15 +41,21 @@ class ChatRequest(GenerationFields, kw_only=True):
     reasoning_effort: Annotated[str, Meta(max_length=limits.reasoning_effort_chars_max)] | None = None
     chat_template_kwargs: TemplateKwargs | None = None
     add_generation_prompt: bool | None = None
-    response_format: ResponseFormat | None = None
     modalities: list[str] | None = None
-    tools: list[msgspec.Raw] | None = None
-    tool_choice: msgspec.Raw = msgspec.Raw()
+    tools: ToolSpecs | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
     functions: list[msgspec.Raw] | None = None
+    function_call: msgspec.Raw = msgspec.Raw()
 
-    def generation(self, request_id: str) -> Generation:
+    def generation(self, request_id: str, cache: CacheUse = "use") -> Generation:
         """Raises `InvalidRequest`, `UnsupportedOperation`."""
         self._check_supported()
+        use = tool_use(self.tools, self.tool_choice, parallel=self.parallel_tool_calls is not False)
+        asked = self.asked_grammar
+        if asked and use.callable:
+            message = f"{asked.param}: an answer cannot be held to a form and call tools; set tool_choice to none"
+            raise InvalidRequest(message, param=asked.param)
         return Generation(
             request_id=request_id,
             prompt=chat_prompt(
@@ -57,6 +63,7 @@ class ChatRequest(GenerationFields, kw_only=True):
                 add_generation_prompt=self.add_generation_prompt,
                 template_kwargs=self.chat_template_kwargs,
                 reasoning_effort=self.reasoning_effort,
+                use=use,
             ),
             sampling=self.sampling(),
             n=self.n or 1,
@@ -66,7 +73,19 @@ class ChatRequest(GenerationFields, kw_only=True):
             ignore_eos=bool(self.ignore_eos),
             cache_prompt=self.cache_prompt is not False,
             keep_alive_seconds=self.keep_alive_seconds(),
+            cache=cache,
+            grammar=asked.grammar if asked else None,
+            adapters=self.adapter_scales(),
+            speculative=self.speculative,
         )
+
+    def needs(self) -> Iterator[tuple[str, str]]:
+        """What the model has to be able to do beside `chat`, each with the field that asks for it."""
+        if asked := self.asked_grammar:
+            yield "structured_output", asked.param
+        if self.tools and self.tool_choice != "none":
+            yield "tools", "tools"
+        yield from media_needs(self.messages)
 
     def _logprobs(self) -> int | None:
         if self.top_logprobs and not self.logprobs:
@@ -74,29 +93,35 @@ class ChatRequest(GenerationFields, kw_only=True):
         return (self.top_logprobs or 0) if self.logprobs else None
 
     def _check_supported(self) -> None:
-        self.check_supported()
-        choice = bytes(self.tool_choice)
-        if choice != b'"none"' and (self.tools or self.functions):
-            param = "tools" if self.tools else "functions"
-            raise UnsupportedOperation(
-                f'{param}: tools are not supported by this model; leave them out or send "tool_choice": "none"',
-                param=param,
-            )
-        if is_set(self.tool_choice) and choice not in {b'"none"', b'"auto"'}:
-            raise UnsupportedOperation("tool_choice: tools are not supported by this model", param="tool_choice")
-        if self.response_format and self.response_format.type != "text":
-            raise UnsupportedOperation(
-                f"response_format: only text is supported by this model, not {self.response_format.type[:40]!r}",
-                param="response_format",
-            )
+        calls = bytes(self.function_call)
+        if is_set(self.function_call) and calls not in {b'"none"', b'"auto"'}:
+            raise UnsupportedOperation("function_call: its successor tool_choice is served", param="function_call")
+        if self.functions and calls != b'"none"':
+            raise UnsupportedOperation("functions: their successor tools is served", param="functions")
         if self.modalities and self.modalities != ["text"]:
-            raise UnsupportedOperation("modalities: this model answers in text alone", param="modalities")
+            raise UnsupportedOperation("modalities: models here answer in text alone", param="modalities")
+
+
+class AnswerFunction(msgspec.Struct):
+    name: str
+    arguments: str
+
+
+class AnswerToolCall(msgspec.Struct, kw_only=True):
+    id: str
+    type: Literal["function"] = "function"
+    function: AnswerFunction
 
 
 class ChatAnswerMessage(msgspec.Struct, kw_only=True):
+    """Fields that are unset are left out, as OpenAI does."""
+
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
+    """Null where the answer is calls and nothing else."""
     refusal: str | None = None
+    reasoning_content: str | msgspec.UnsetType = msgspec.UNSET
+    tool_calls: list[AnswerToolCall] | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChatChoice(msgspec.Struct):
@@ -124,13 +149,15 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     """A conversation, continued."""
     front = request.app[FRONT]
     asked = await read_struct(request, _DECODER, front.settings)
-    generation = asked.generation(request[REQUEST_ID])
+    generation = asked.generation(request[REQUEST_ID], cache_use(request.headers))
     model = front.model(asked.model, capability="chat")
+    check_capable(model, asked.needs())
     request[MODEL] = model.name
     stream = front.service.generate(model.name, generation)
     if asked.stream:
         return await _answer_stream(request, front, model, asked, stream)
-    return await _answer_whole(front, model, generation, stream)
+    with asked.own_names():
+        return await _answer_whole(front, model, generation, stream)
 
 
 async def _answer_whole(front: Front, model: ModelStatus, generation: Generation, stream: Stream) -> web.Response:
@@ -140,11 +167,11 @@ async def _answer_whole(front: Front, model: ModelStatus, generation: Generation
         id=front.ids.new("chatcmpl-"),
         created=front.unix_seconds(),
         model=model.id,
-        system_fingerprint=system_fingerprint(model),
+        system_fingerprint=system_fingerprint(front.service.model(model.name)),
         choices=[
             ChatChoice(
                 index=index,
-                message=ChatAnswerMessage(content=choice.text),
+                message=_message(choice),
                 logprobs=None if generation.logprobs is None else chat_logprobs(choice.logprobs),
                 finish_reason=finish_reason(choice.finish),
             )
@@ -156,6 +183,17 @@ async def _answer_whole(front: Front, model: ModelStatus, generation: Generation
     return json_answer(answer, headers=serving_headers(model, [stream]))
 
 
+def _message(choice: Choice) -> ChatAnswerMessage:
+    calls = [
+        AnswerToolCall(id=call.id, function=AnswerFunction(call.name, call.arguments)) for call in choice.tool_calls
+    ]
+    return ChatAnswerMessage(
+        content=choice.text or (None if calls else ""),
+        reasoning_content=choice.reasoning or msgspec.UNSET,
+        tool_calls=calls or msgspec.UNSET,
+    )
+
+
 async def _answer_stream(
     request: web.Request, front: Front, model: ModelStatus, asked: ChatRequest, stream: Stream
 ) -> web.StreamResponse:
@@ -163,13 +201,14 @@ async def _answer_stream(
         id=front.ids.new("chatcmpl-"),
         created=front.unix_seconds(),
         model=model.id,
-        system_fingerprint=system_fingerprint(model),
+        system_fingerprint=lambda: system_fingerprint(front.service.model(model.name)),
         choices_count=asked.n or 1,
         include_usage=asked.include_usage(),
     )
 
     async def produce(events: EventStream) -> None:
-        done = await pump(stream, events, chunks.encode)
+        with asked.own_names():
+            done = await pump(stream, events, chunks.encode)
         await events.write(chunks.last(done) + DONE_EVENT)
 
     return await answer_events(

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -15,9 +15,10 @@ from msgspec import Meta
 
 from llmvisor import limits
 from llmvisor.control.api import ModelStatus
-from llmvisor.errors import InvalidRequest, UnsupportedOperation
+from llmvisor.errors import InvalidRequest
 from llmvisor.http.answers import json_answer
 from llmvisor.http.body import read_struct
+from llmvisor.http.cache_control import cache_use
 from llmvisor.http.choice import Choice, finish_reason
 from llmvisor.http.decode import BodyDecoder
 from llmvisor.http.front import FRONT, MODEL, REQUEST_ID, Front
@@ -26,10 +27,10 @@ from llmvisor.http.openai.answers import Timings, Usage, system_fingerprint, tim
 from llmvisor.http.openai.chat_stream import DONE_EVENT
 from llmvisor.http.openai.completions_stream import CompletionChunks, CompletionHead
 from llmvisor.http.openai.logprobs import LegacyLogprobs, LegacyLogprobsWriter
-from llmvisor.http.openai.request import Choices, GenerationFields, TokenId, Top
+from llmvisor.http.openai.request import Choices, GenerationFields, TokenId, Top, check_capable
 from llmvisor.http.sse import EventStream
-from llmvisor.services.service import Generation, Stream
-from llmvisor_runtimes.protocol import Done, Prompt, TextPrompt, TokenPrompt
+from llmvisor.services.service import CacheUse, Generation, Stream
+from llmvisor_runtimes.protocol import Done, InfillPrompt, Prompt, TextPrompt, TokenPrompt
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -45,9 +46,10 @@ class CompletionRequest(GenerationFields, kw_only=True):
     best_of: Choices | None = None
     suffix: str | None = None
 
-    def generations(self, request_id: str) -> list[Generation]:
+    def generations(self, request_id: str, cache: CacheUse = "use") -> list[Generation]:
         """One for each prompt. Raises `InvalidRequest`, `UnsupportedOperation`."""
         self._check()
+        asked = self.asked_grammar
         template = Generation(
             request_id=request_id,
             prompt=TextPrompt(""),
@@ -60,8 +62,19 @@ class CompletionRequest(GenerationFields, kw_only=True):
             ignore_eos=bool(self.ignore_eos),
             cache_prompt=self.cache_prompt is not False,
             keep_alive_seconds=self.keep_alive_seconds(),
+            grammar=asked.grammar if asked else None,
+            adapters=self.adapter_scales(),
+            speculative=self.speculative,
+            cache=cache,
         )
         return [msgspec.structs.replace(template, prompt=prompt) for prompt in self.prompts()]
+
+    def needs(self) -> Iterator[tuple[str, str]]:
+        """What the model has to be able to do beside `completions`, each with the field that asks for it."""
+        if asked := self.asked_grammar:
+            yield "structured_output", asked.param
+        if self.suffix:
+            yield "infill", "suffix"
 
     def chooses(self) -> bool:
         """Whether fewer choices are answered than are generated."""
@@ -70,7 +83,7 @@ class CompletionRequest(GenerationFields, kw_only=True):
     def prompts(self) -> list[Prompt]:
         """Raises `InvalidRequest`."""
         if isinstance(self.prompt, str):
-            return [TextPrompt(self.prompt)]
+            return [InfillPrompt(self.prompt, self.suffix) if self.suffix else TextPrompt(self.prompt)]
         texts = [item for item in self.prompt if isinstance(item, str)]
         ids = [item for item in self.prompt if isinstance(item, int)]
         lists = [item for item in self.prompt if isinstance(item, list)]
@@ -88,9 +101,8 @@ class CompletionRequest(GenerationFields, kw_only=True):
         return prompts
 
     def _check(self) -> None:
-        self.check_supported()
-        if self.suffix:
-            raise UnsupportedOperation("suffix: filling in the middle is not supported by this model", param="suffix")
+        if self.suffix and (self.echo or not isinstance(self.prompt, str)):
+            raise InvalidRequest("suffix: expected one text as the prompt, and no echo", param="suffix")
         if self.max_tokens == 0 and not self.echo:
             raise InvalidRequest("max_tokens: expected at least 1, or 0 with echo, found 0", param="max_tokens")
         if self.best_of is not None and self.best_of < (self.n or 1):
@@ -125,14 +137,15 @@ async def completions(request: web.Request) -> web.StreamResponse:
     """Texts, continued. Several prompts run side by side."""
     front = request.app[FRONT]
     asked = await read_struct(request, _DECODER, front.settings)
-    generations = asked.generations(request[REQUEST_ID])
+    generations = asked.generations(request[REQUEST_ID], cache_use(request.headers))
     model = front.model(asked.model, capability="completions")
+    check_capable(model, asked.needs())
     request[MODEL] = model.name
     head = CompletionHead(
         id=front.ids.new("cmpl-"),
         created=front.unix_seconds(),
         model=model.id,
-        system_fingerprint=system_fingerprint(model),
+        system_fingerprint=lambda: system_fingerprint(front.service.model(model.name)),
     )
     if asked.stream:
         return await _answer_stream(request, model, asked, generations, head)
@@ -151,14 +164,15 @@ async def _answer_whole(
         done = finished(stream)
         return _best(choices, asked, done), done
 
-    results = await side_by_side(one, generations)
+    with asked.own_names():
+        results = await side_by_side(one, generations)
     done = total([done for _, done in results])
     choices = [choice for chosen, _ in results for choice in chosen]
     answer = CompletionAnswer(
         id=head.id,
         created=head.created,
         model=head.model,
-        system_fingerprint=head.system_fingerprint,
+        system_fingerprint=head.system_fingerprint(),
         choices=[_choice(index, choice, asked.logprobs) for index, choice in enumerate(choices)],
         usage=usage(done),
         timings=timings(done),
@@ -192,7 +206,8 @@ async def _answer_stream(
             chunks.check_ended()
             return done
 
-        done = await side_by_side(one, list(enumerate(generations)))
+        with asked.own_names():
+            done = await side_by_side(one, list(enumerate(generations)))
         await events.write((head.usage_event(total(done)) if asked.include_usage() else b"") + DONE_EVENT)
 
     return await answer_events(request, front, lambda: serving_headers(model, begun), produce)

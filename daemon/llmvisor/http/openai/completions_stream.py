@@ -22,13 +22,14 @@ class CompletionHead:
     id: str
     created: int
     model: str
-    system_fingerprint: str
+    system_fingerprint: Callable[[], str]
+    """Asked for once the model is loaded."""
 
     def event_head(self) -> bytes:
         """An event up to its list of choices."""
         return (
             b'data: {"id":%b,"object":"text_completion","created":%d,"model":%b,"system_fingerprint":%b,"choices":['
-            % (_encode(self.id), self.created, _encode(self.model), _encode(self.system_fingerprint))
+            % (_encode(self.id), self.created, _encode(self.model), _encode(self.system_fingerprint()))
         )
 
     def usage_event(self, done: Done) -> bytes:
@@ -48,8 +49,9 @@ class CompletionChunks:
         begun: Callable[[], None],
     ) -> None:
         self._tail = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
-        start = head.event_head()
-        self._texts = [start + b'{"index":%d,"text":' % (first_index + index) for index in range(choices_count)]
+        self._head = head
+        self._indexes = range(first_index, first_index + choices_count)
+        self._texts: list[bytes] = []
         self._text_tail = b',"logprobs":null,"finish_reason":null}' + self._tail
         self._logprobs = [LegacyLogprobsWriter() for _ in range(choices_count)]
         self._unfinished = choices_count
@@ -60,6 +62,8 @@ class CompletionChunks:
         if self._begun is not None:
             self._begun()
             self._begun = None
+            start = self._head.event_head()
+            self._texts = [start + b'{"index":%d,"text":' % index for index in self._indexes]
         parts: list[bytes] = []
         texts, tail = self._texts, self._text_tail
         for delta in deltas:

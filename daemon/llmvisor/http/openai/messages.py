@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 import msgspec
@@ -10,10 +11,22 @@ from msgspec import Meta
 from llmvisor import limits
 from llmvisor.errors import InvalidRequest, UnsupportedOperation
 from llmvisor.http.decode import shown
-from llmvisor_runtimes.protocol import ChatMessage, ChatPrompt
+from llmvisor.http.openai.media import base64_bytes, checked_image, checked_sound, data_url_bytes
+from llmvisor.http.openai.tools import CalledTools, CallId, ToolUse, earlier_calls
+from llmvisor_runtimes.protocol import MEDIA_MARKER, ChatMessage, ChatPrompt
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
-_MEDIA = frozenset({"image_url", "input_image", "input_audio", "audio_url", "video_url", "file", "input_file"})
+_TEXTS = frozenset({"text", "input_text", "output_text", "refusal"})
+_UNREAD = frozenset({"video_url", "input_video", "file", "input_file"})
+
+
+class ImageUrl(msgspec.Struct):
+    url: str
+
+
+class InputAudio(msgspec.Struct):
+    data: str
+    """Base64."""
 
 
 class ContentPart(msgspec.Struct):
@@ -22,13 +35,24 @@ class ContentPart(msgspec.Struct):
     type: str
     text: str | None = None
     refusal: str | None = None
+    image_url: ImageUrl | str | None = None
+    input_audio: InputAudio | None = None
+    audio_url: ImageUrl | str | None = None
+
+
+Content = str | Annotated[list[ContentPart], Meta(max_length=limits.content_parts_max)]
 
 
 class Message(msgspec.Struct):
     role: Role
-    content: str | Annotated[list[ContentPart], Meta(max_length=limits.content_parts_max)] | None = None
+    content: Content | None = None
     name: Annotated[str, Meta(max_length=limits.model_name_chars_max)] | None = None
-    tool_calls: list[msgspec.Raw] | None = None
+    refusal: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    """Newer vLLM's name of the same."""
+    tool_calls: CalledTools | None = None
+    tool_call_id: CallId | None = None
 
 
 Messages = Annotated[list[Message], Meta(min_length=1, max_length=limits.messages_max)]
@@ -41,38 +65,100 @@ def chat_prompt(
     add_generation_prompt: bool | None,
     template_kwargs: TemplateKwargs | None,
     reasoning_effort: str | None = None,
+    use: ToolUse | None = None,
 ) -> ChatPrompt:
     """Raises `InvalidRequest`, `UnsupportedOperation`."""
+    use = use or ToolUse()
+    flattened = [_flattened(message, number) for number, message in enumerate(messages)]
+    _check_media(flattened)
     return ChatPrompt(
-        messages=[_flattened(message, number) for number, message in enumerate(messages)],
+        messages=flattened,
         add_generation_prompt=add_generation_prompt is not False,
         template_kwargs=_template_kwargs(template_kwargs, reasoning_effort),
+        tools=list(use.tools),
+        tool_choice=use.choice,
+        tool_name=use.name,
+        parallel_tool_calls=use.parallel,
     )
+
+
+def media_needs(messages: list[Message]) -> Iterator[tuple[str, str]]:
+    """What a model has to be able to read, and where that stands."""
+    for number, message in enumerate(messages):
+        if message.content is None or isinstance(message.content, str):
+            continue
+        for place, part in enumerate(message.content):
+            if part.type not in _TEXTS:
+                yield "audio" if "audio" in part.type else "vision", f"messages[{number}].content[{place}]"
 
 
 def _flattened(message: Message, number: int) -> ChatMessage:
     at = f"messages[{number}]"
-    if message.tool_calls:
-        raise UnsupportedOperation(f"{at}.tool_calls: tools are not supported by this model", param=f"{at}.tool_calls")
-    content = message.content
+    content = message.refusal if message.content is None else message.content
+    reasoning = message.reasoning if message.reasoning_content is None else message.reasoning_content
     if content is None:
-        raise InvalidRequest(f"{at}.content is required", param=f"{at}.content")
+        # A turn of calls has no text, and a turn that was cut short may have thoughts alone.
+        if message.role != "assistant" or not (message.tool_calls or reasoning):
+            raise InvalidRequest(f"{at}.content is required", param=f"{at}.content")
+        content = ""
+    media: list[bytes] = []
     if not isinstance(content, str):
-        content = "".join(_part_text(part, f"{at}.content[{place}]") for place, part in enumerate(content))
-    return ChatMessage(role=message.role, content=content, name=message.name)
+        content = "".join(_part_text(part, f"{at}.content[{place}]", media) for place, part in enumerate(content))
+    return ChatMessage(
+        role=message.role,
+        content=content,
+        name=message.name,
+        reasoning=reasoning or None,
+        tool_calls=earlier_calls(message.tool_calls),
+        tool_call_id=message.tool_call_id,
+        media=media,
+    )
 
 
-def _part_text(part: ContentPart, at: str) -> str:
-    if part.type in _MEDIA:
-        raise UnsupportedOperation(f"{at}: this model reads text, not {part.type}", param=at)
-    text = part.refusal if part.type == "refusal" else part.text
-    if part.type not in {"text", "input_text", "refusal"}:
-        raise InvalidRequest(
-            f"{at}.type: expected text, image_url or input_audio, found {shown(part.type)}", param=f"{at}.type"
-        )
-    if text is None:
-        raise InvalidRequest(f"{at}.text is required", param=f"{at}.text")
-    return text
+def _part_text(part: ContentPart, at: str, media: list[bytes]) -> str:
+    """A part as text; the file of an image or a sound goes to `media`, and its marker into the text."""
+    if part.type in _TEXTS:
+        text = part.refusal if part.type == "refusal" else part.text
+        if text is None:
+            raise InvalidRequest(f"{at}.text is required", param=f"{at}.text")
+        return text
+    if part.type in {"image_url", "input_image"}:
+        url = _url(part.image_url, f"{at}.image_url")
+        media.append(checked_image(data_url_bytes(url, f"{at}.image_url.url"), f"{at}.image_url.url"))
+    elif part.type == "input_audio":
+        if part.input_audio is None:
+            raise InvalidRequest(f"{at}.input_audio is required", param=f"{at}.input_audio")
+        param = f"{at}.input_audio.data"
+        media.append(checked_sound(base64_bytes(part.input_audio.data, param), param))
+    elif part.type == "audio_url":
+        url = _url(part.audio_url, f"{at}.audio_url")
+        media.append(checked_sound(data_url_bytes(url, f"{at}.audio_url.url"), f"{at}.audio_url.url"))
+    elif part.type in _UNREAD:
+        raise UnsupportedOperation(f"{at}: models here read text, images and sounds, not {part.type}", param=at)
+    else:
+        message = f"{at}.type: expected text, image_url or input_audio, found {shown(part.type)}"
+        raise InvalidRequest(message, param=f"{at}.type")
+    return MEDIA_MARKER
+
+
+def _url(given: ImageUrl | str | None, at: str) -> str:
+    if given is None:
+        raise InvalidRequest(f"{at} is required", param=at)
+    return given if isinstance(given, str) else given.url
+
+
+def _check_media(messages: list[ChatMessage]) -> None:
+    """Raises `InvalidRequest` for too many, and for a text that would pass for one more."""
+    count = sum(len(message.media) for message in messages)
+    if count > limits.media_parts_max:
+        message = f"messages: expected at most {limits.media_parts_max} images and sounds, found {count}"
+        raise InvalidRequest(message, param="messages")
+    if not count:
+        return
+    for number, one in enumerate(messages):
+        if one.content.count(MEDIA_MARKER) > len(one.media):
+            param = f"messages[{number}].content"
+            raise InvalidRequest(f"{param}: {MEDIA_MARKER} has a meaning of its own beside images", param=param)
 
 
 def _template_kwargs(given: TemplateKwargs | None, reasoning_effort: str | None) -> bytes:

@@ -1,18 +1,22 @@
-"""What chat and text completions have in common: the fields of a request, their bounds, and what is refused. Pure."""
+"""What chat and text completions have in common: the fields of a request, and their bounds. Pure."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Annotated, TypeVar
 
 import msgspec
 from msgspec import Meta
 
 from llmvisor import limits
+from llmvisor.control.api import ModelStatus
 from llmvisor.errors import InvalidRequest, UnsupportedOperation
 from llmvisor.http.decode import shown
 from llmvisor.http.durations import keep_alive_seconds
-from llmvisor.services.service import SamplingRequest
+from llmvisor.http.openai.grammar import GrammarFields
+from llmvisor.services.service import SamplingRequest, Speculative
+from llmvisor_runtimes.protocol import AdapterScale
 
 T = TypeVar("T")
 Ratio = Annotated[float, Meta(ge=0, le=1)]
@@ -26,6 +30,8 @@ Choices = Annotated[int, Meta(ge=1, le=limits.choices_max)]
 Top = Annotated[int, Meta(ge=0, le=limits.top_logprobs_max)]
 ModelName = Annotated[str, Meta(max_length=limits.model_name_chars_max)]
 Stop = Annotated[str, Meta(min_length=1, max_length=limits.stop_string_bytes_max)]
+AdapterName = Annotated[str, Meta(min_length=1, max_length=limits.adapter_name_chars_max)]
+Scale = Annotated[float, Meta(ge=-100, le=100)]
 Breaker = Annotated[str, Meta(min_length=1, max_length=limits.dry_breaker_chars_max)]
 
 _TOKEN_ID = re.compile(r"\d{1,10}", re.ASCII)
@@ -35,19 +41,15 @@ class StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
 
 
-class Refused(msgspec.Struct, kw_only=True):
-    """Fields that change what an answer may be, and that no backend here can honour: never dropped in silence."""
+class Lora(msgspec.Struct):
+    """An adapter as llama.cpp's server names it: by number, in the order of the model's options."""
 
-    grammar: msgspec.Raw = msgspec.Raw()
-    json_schema: msgspec.Raw = msgspec.Raw()
-    guided_json: msgspec.Raw = msgspec.Raw()
-    guided_regex: msgspec.Raw = msgspec.Raw()
-    guided_choice: msgspec.Raw = msgspec.Raw()
-    guided_grammar: msgspec.Raw = msgspec.Raw()
-    structured_outputs: msgspec.Raw = msgspec.Raw()
+    id: Annotated[int, Meta(ge=0, lt=limits.adapters_max)] | AdapterName | None = None
+    name: AdapterName | None = None
+    scale: Scale = 1.0
 
 
-class SamplingFields(Refused, kw_only=True):
+class SamplingFields(GrammarFields, kw_only=True):
     """The request's fields that say how tokens are chosen, OpenAI's and those that local servers share."""
 
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
@@ -111,6 +113,9 @@ class GenerationFields(SamplingFields, kw_only=True):
     ignore_eos: bool | None = None
     cache_prompt: bool | None = None
     keep_alive: float | str | None = None
+    speculative: Speculative | None = None
+    adapters: Annotated[dict[AdapterName, Scale], Meta(max_length=limits.adapters_max)] | None = None
+    lora: Annotated[list[Lora], Meta(max_length=limits.adapters_max)] | None = None
 
     def stop_strings(self) -> list[str]:
         """Raises `InvalidRequest`."""
@@ -128,16 +133,31 @@ class GenerationFields(SamplingFields, kw_only=True):
     def include_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
 
-    def check_supported(self) -> None:
-        """Raises `UnsupportedOperation` for a field of `Refused` that is set."""
-        for name in Refused.__struct_fields__:
-            if is_set(getattr(self, name)):
-                raise UnsupportedOperation(f"{name}: structured output is not supported by this model", param=name)
+    def adapter_scales(self) -> list[AdapterScale] | None:
+        """None takes the model's own. Raises `InvalidRequest`."""
+        if self.lora is None:
+            return None if self.adapters is None else [AdapterScale(*item) for item in self.adapters.items()]
+        if self.adapters is not None:
+            raise InvalidRequest("lora: expected either adapters or lora", param="lora")
+        scales: list[AdapterScale] = []
+        for number, one in enumerate(self.lora):
+            name = one.name if one.id is None else str(one.id)
+            if name is None:
+                raise InvalidRequest(f"lora[{number}].name is required", param=f"lora[{number}].name")
+            scales.append(AdapterScale(name, one.scale))
+        return scales
 
 
-def is_set(raw: msgspec.Raw) -> bool:
-    """Whether a field that was left undecoded is there and not null."""
-    return bytes(raw) not in {b"", b"null"}
+def check_capable(model: ModelStatus, needs: Iterable[tuple[str, str]]) -> None:
+    """`needs` are capabilities, each with the field that asks for it. What is not known yet the worker will tell.
+
+    Raises `UnsupportedOperation`.
+    """
+    for capability, param in needs:
+        if model.capabilities and capability not in model.capabilities:
+            able = ", ".join(model.capabilities)
+            message = f"{param}: the model '{model.id}' cannot do {capability}, only: {able}"
+            raise UnsupportedOperation(message, param=param)
 
 
 def folded_seed(seed: int | None) -> int | None:

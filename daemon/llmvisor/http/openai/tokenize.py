@@ -16,6 +16,7 @@ from llmvisor.http.decode import BodyDecoder
 from llmvisor.http.front import FRONT, MODEL
 from llmvisor.http.openai.messages import Messages, TemplateKwargs, chat_prompt
 from llmvisor.http.openai.request import ModelName, TokenId
+from llmvisor.http.openai.tools import ToolSpecs, tool_use
 from llmvisor_runtimes.protocol import Prompt, TextPrompt, Tokens
 
 
@@ -29,6 +30,7 @@ class TokenizeRequest(msgspec.Struct, kw_only=True):
     messages: Messages | None = None
     add_generation_prompt: bool | None = None
     chat_template_kwargs: TemplateKwargs | None = None
+    tools: ToolSpecs | None = None
     add_special: bool | None = None
     """Whether the model's leading token is put before. Not unless asked for, as llama.cpp has it; `prompt` does."""
     add_special_tokens: bool | None = None
@@ -48,6 +50,7 @@ class TokenizeRequest(msgspec.Struct, kw_only=True):
             self.messages,
             add_generation_prompt=self.add_generation_prompt,
             template_kwargs=self.chat_template_kwargs,
+            use=tool_use(self.tools, None, parallel=True),
         )
 
     def adds_special(self) -> bool:
@@ -86,6 +89,7 @@ class ApplyTemplateRequest(msgspec.Struct):
     model: ModelName | None = None
     add_generation_prompt: bool | None = None
     chat_template_kwargs: TemplateKwargs | None = None
+    tools: ToolSpecs | None = None
 
 
 class ApplyTemplateAnswer(msgspec.Struct):
@@ -131,7 +135,10 @@ async def apply_template(request: web.Request) -> web.Response:
     front = request.app[FRONT]
     asked = await read_struct(request, _APPLY_TEMPLATE, front.settings)
     prompt = chat_prompt(
-        asked.messages, add_generation_prompt=asked.add_generation_prompt, template_kwargs=asked.chat_template_kwargs
+        asked.messages,
+        add_generation_prompt=asked.add_generation_prompt,
+        template_kwargs=asked.chat_template_kwargs,
+        use=tool_use(asked.tools, None, parallel=True),
     )
     model = front.model(asked.model, capability="chat")
     request[MODEL] = model.name

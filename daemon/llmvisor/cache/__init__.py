@@ -1,0 +1,1 @@
+"""The response cache: what was answered once is not computed again."""

@@ -1,0 +1,151 @@
+"""One run that several requests share: the same question asked again while the first is being answered."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from typing import Any, Generic, Self, TypeVar
+
+from llmvisor.services.service import CacheState, Stream
+from llmvisor_runtimes.protocol import Delta, Done
+
+T = TypeVar("T")
+
+
+class StreamFlight:
+    """A generation that runs for whoever follows it, and ends where nobody does any more."""
+
+    def __init__(self, stream: Stream, on_end: Callable[[StreamFlight], None]) -> None:
+        self.stream = stream
+        self.deltas: list[Delta] = []
+        self.done: Done | None = None
+        self.error: BaseException | None = None
+        self.followers = 0
+        self.arrival = asyncio.Event()
+        self._on_end = on_end
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="shared generation")
+
+    @property
+    def ended(self) -> bool:
+        return self.done is not None or self.error is not None
+
+    def leave(self) -> None:
+        """A follower has gone."""
+        self.followers -= 1
+        if not self.followers and not self.ended:
+            self._on_end(self)
+            self._task.cancel()
+
+    async def _run(self) -> None:
+        try:
+            async with self.stream:
+                async for deltas in self.stream:
+                    self.deltas += deltas
+                    self._wake()
+            self.done = self.stream.done
+        except asyncio.CancelledError:
+            self.error = asyncio.CancelledError()
+            raise
+        except Exception as error:  # noqa: BLE001 - raised again in each follower
+            self.error = error
+        finally:
+            self._on_end(self)
+            self._wake()
+
+    def _wake(self) -> None:
+        arrival, self.arrival = self.arrival, asyncio.Event()
+        arrival.set()
+
+
+class FollowingStream:
+    """A generation of a flight, from its beginning: see `services.service.Stream`."""
+
+    def __init__(self, flight: StreamFlight, cache: CacheState) -> None:
+        flight.followers += 1
+        self._flight: StreamFlight | None = flight
+        self._followed = flight
+        self.cache: CacheState = cache
+
+    @property
+    def queue_ms(self) -> float:
+        return self._followed.stream.queue_ms
+
+    @property
+    def load_ms(self) -> float:
+        return self._followed.stream.load_ms
+
+    @property
+    def done(self) -> Done | None:
+        return self._followed.done
+
+    async def __aiter__(self) -> AsyncIterator[Sequence[Delta]]:
+        flight, place = self._followed, 0
+        while True:
+            if place < len(flight.deltas):
+                batch = flight.deltas[place:]
+                place += len(batch)
+                yield batch
+            elif flight.error is not None:
+                raise flight.error
+            elif flight.done is not None:
+                return
+            else:
+                await flight.arrival.wait()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        flight, self._flight = self._flight, None
+        if flight is not None:
+            flight.leave()
+
+
+class ReplayedStream:
+    """A generation that was answered before: see `services.service.Stream`."""
+
+    queue_ms = 0.0
+    load_ms = 0.0
+    cache: CacheState = "hit"
+
+    def __init__(self, deltas: Sequence[Delta], done: Done) -> None:
+        self._deltas = deltas
+        self.done: Done | None = done
+
+    async def __aiter__(self) -> AsyncIterator[Sequence[Delta]]:
+        yield self._deltas
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        """Nothing is held."""
+
+
+class Flights(Generic[T]):
+    """Calls with one answer each, shared by key."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[str, asyncio.Task[T]] = {}
+        self._waiting: dict[str, int] = {}
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._tasks
+
+    async def join(self, key: str, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """The answer of the call under way for this key, or of a new one; it is cancelled when nobody waits for it."""
+        task = self._tasks.get(key)
+        if task is None:
+            task = asyncio.get_running_loop().create_task(call(), name="shared call")
+            self._tasks[key] = task
+            task.add_done_callback(lambda _: self._tasks.pop(key, None))
+        self._waiting[key] = self._waiting.get(key, 0) + 1
+        try:
+            return await asyncio.shield(task)
+        finally:
+            self._waiting[key] -= 1
+            if not self._waiting[key]:
+                del self._waiting[key]
+                if not task.done():
+                    self._tasks.pop(key, None)
+                    task.cancel()

@@ -1,0 +1,132 @@
+"""The response cache before a service: answers that are known, and one run for the same question asked at once."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import msgspec
+
+from llmvisor.cache.flight import Flights, FollowingStream, ReplayedStream, StreamFlight
+from llmvisor.cache.key import embedding_key, generation_key, scoring_key
+from llmvisor.cache.store import ResponseCache
+from llmvisor.control.api import ModelStatus
+from llmvisor.services.service import (
+    CacheUse,
+    Embedded,
+    EmbeddingRequest,
+    Generation,
+    ModelIdentity,
+    Scored,
+    ScoringRequest,
+    Service,
+    Stream,
+)
+from llmvisor_runtimes.protocol import ChatPrompt, Delta, Done, Prompt, Tokens
+
+T = TypeVar("T", Embedded, Scored)
+
+
+class _Answer(msgspec.Struct, array_like=True):
+    """A generation as it is kept."""
+
+    deltas: list[Delta]
+    done: Done
+
+
+_ENCODER = msgspec.msgpack.Encoder()
+_ANSWERS = msgspec.msgpack.Decoder(_Answer)
+
+
+class CachedService:
+    """A service whose answers are kept: see `services.service.Service`."""
+
+    def __init__(self, service: Service, cache: ResponseCache) -> None:
+        self.name = service.name
+        self._service = service
+        self._cache = cache
+        self._generations: dict[str, StreamFlight] = {}
+        self._embeddings: Flights[Embedded] = Flights()
+        self._scorings: Flights[Scored] = Flights()
+
+    def models(self) -> list[ModelStatus]:
+        return self._service.models()
+
+    def model(self, name: str) -> ModelStatus:
+        return self._service.model(name)
+
+    def identity(self, model: str) -> ModelIdentity:
+        return self._service.identity(model)
+
+    def generate(self, model: str, generation: Generation) -> Stream:
+        key = generation_key(model, self.identity(model), generation)
+        if key is None:
+            return self._service.generate(model, generation)
+        if generation.cache == "use":
+            flight = self._generations.get(key)
+            if flight is not None:
+                self._cache.coalesced()
+                return FollowingStream(flight, "coalesced")
+            if (known := self._known(key, _ANSWERS)) is not None:
+                return ReplayedStream(known.deltas, known.done)
+        flight = StreamFlight(self._service.generate(model, generation), lambda ended: self._landed(key, ended))
+        self._generations[key] = flight
+        return FollowingStream(flight, "miss")
+
+    async def embed(self, model: str, request: EmbeddingRequest) -> Embedded:
+        key = embedding_key(model, self.identity(model), request)
+        if key is None:
+            return await self._service.embed(model, request)
+        if (known := self._answered(key, request.cache, self._embeddings, Embedded)) is not None:
+            return known
+        joined = key in self._embeddings
+        answer = await self._embeddings.join(key, lambda: self._service.embed(model, request))
+        return self._kept(key, answer, joined=joined)
+
+    async def score(self, model: str, request: ScoringRequest) -> Scored:
+        key = scoring_key(model, self.identity(model), request)
+        if key is None:
+            return await self._service.score(model, request)
+        if (known := self._answered(key, request.cache, self._scorings, Scored)) is not None:
+            return known
+        joined = key in self._scorings
+        answer = await self._scorings.join(key, lambda: self._service.score(model, request))
+        return self._kept(key, answer, joined=joined)
+
+    async def tokenize(self, model: str, prompt: Prompt, *, add_special: bool, parse_special: bool) -> Tokens:
+        return await self._service.tokenize(model, prompt, add_special=add_special, parse_special=parse_special)
+
+    async def detokenize(self, model: str, tokens: list[int]) -> str:
+        return await self._service.detokenize(model, tokens)
+
+    async def apply_template(self, model: str, prompt: ChatPrompt) -> str:
+        return await self._service.apply_template(model, prompt)
+
+    def _landed(self, key: str, flight: StreamFlight) -> None:
+        """A generation has ended: it is kept if it ended well."""
+        if self._generations.get(key) is flight:
+            del self._generations[key]
+        if flight.done is not None and all(delta.finish != "cancelled" for delta in flight.deltas):
+            self._cache.put(key, _ENCODER.encode(_Answer(flight.deltas, flight.done)))
+
+    def _known(self, key: str, decoder: msgspec.msgpack.Decoder[_Answer]) -> _Answer | None:
+        value = self._cache.get(key)
+        try:
+            return None if value is None else decoder.decode(value)
+        except msgspec.MsgspecError:
+            return None  # written by another version
+
+    def _answered(self, key: str, use: CacheUse, flights: Flights[T], answer: type[T]) -> T | None:
+        if use != "use" or key in flights:
+            return None
+        value = self._cache.get(key)
+        try:
+            return None if value is None else msgspec.msgpack.decode(value, type=answer)
+        except msgspec.MsgspecError:
+            return None
+
+    def _kept(self, key: str, answer: T, *, joined: bool) -> T:
+        if joined:
+            self._cache.coalesced()
+            return msgspec.structs.replace(answer, cache="coalesced")
+        self._cache.put(key, _ENCODER.encode(msgspec.structs.replace(answer, cache="hit", queue_ms=0.0, load_ms=0.0)))
+        return msgspec.structs.replace(answer, cache="miss")
