@@ -47,12 +47,12 @@ async def measure(options: Options) -> list[Figure]:
 
 
 async def _beside_offline_embedding(options: Options) -> Figure:
-    count = options.scaled(512, 64)
+    count = options.scaled(512, 16)
     folder = minilm_folder()
     with daemon(_model(folder)) as server, offline_flag("dense", folder) as peer:
-        for _ in range(2):
-            await _single_texts(server, _mixed_texts(AT_A_TIME))
-            peer.seconds(_mixed_texts(AT_A_TIME))
+        warm_up = _mixed_texts(options.scaled(AT_A_TIME, 4))
+        await _single_texts(server, warm_up)
+        peer.seconds(warm_up)
         rounds: list[tuple[float, float]] = []
         for _ in range(options.rounds):
             texts = _mixed_texts(count)
@@ -67,7 +67,7 @@ async def _beside_offline_embedding(options: Options) -> Figure:
 
 
 async def _beside_offline_rerank(options: Options) -> Figure:
-    requests = options.scaled(32, 8)
+    requests = options.scaled(32, 2)
     folder = reranker_folder()
     with daemon(_model(folder)) as server, offline_flag("reranker", folder) as peer:
         await _reranked(server, _questions(requests))
@@ -112,8 +112,8 @@ async def _every_kind(options: Options) -> Figure:
 
 async def _beside_bulk(options: Options) -> Figure:
     """The 99th percentile of single texts, one after another, while a job of 10,000 texts runs and while none does."""
-    requests = options.scaled(200, 20)
-    bulk_texts = options.scaled(10_000, 1000)
+    requests = options.scaled(200, 5)
+    bulk_texts = options.scaled(10_000, 500)
     with daemon(_model(minilm_folder())) as server:
         await _latencies(server, 20)
         rounds: list[tuple[float, float]] = []

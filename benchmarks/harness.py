@@ -62,7 +62,7 @@ def daemon(
             "server": {"port": "auto", "port_file": str(folder / ".port"), "shutdown_timeout": 0, "drain_timeout": 1},
             "control": {"socket": str(folder / "run" / "control.sock")},
             "logging": {"main": {"console_level": "warning", "file": str(folder / "main.log"), "file_level": "info"}},
-            "cache": {"enabled": cache},
+            "cache": {"enabled": cache, "state_dir": None},
             "models": {name: dict(model) for name, model in models.items()},
         }
         file = folder / "config.yaml"

@@ -15,11 +15,12 @@ import importlib.util
 import os
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 import msgspec
 
@@ -33,8 +34,9 @@ STOP_SECONDS_MAX = 20.0
 class OfflineFlag:
     """FlagEmbedding in its process."""
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], output: IO[bytes]) -> None:
         self._process = process
+        self._output = output
 
     def seconds(self, items: Sequence[Item]) -> float:
         """How long one call over all of these texts (or pairs) takes. Raises `BenchmarkError`."""
@@ -45,7 +47,8 @@ class OfflineFlag:
             self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
-            raise BenchmarkError("FlagEmbedding ended; standard error says why")
+            self._output.seek(0)
+            raise BenchmarkError(f"FlagEmbedding ended\n{self._output.read()[-2000:].decode(errors='replace')}")
         return float(line)
 
 
@@ -55,18 +58,24 @@ def offline_flag(kind: Kind, folder: Path) -> Generator[OfflineFlag]:
     require_flag()
     argv = [sys.executable, "-m", "benchmarks.offline_flag", kind, str(folder)]
     environ = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
-    process = subprocess.Popen(argv, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    try:
-        yield OfflineFlag(process)
-    finally:
-        assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.close()
+    with tempfile.TemporaryFile() as output:
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(argv, env=environ, stdin=pipe, stdout=pipe, stderr=output)
         try:
-            process.wait(STOP_SECONDS_MAX)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            yield OfflineFlag(process, output)
+        finally:
+            _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.close()
+    try:
+        process.wait(STOP_SECONDS_MAX)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def require_flag() -> None:

@@ -108,7 +108,7 @@ draft_tokens_first = 4
 draft_tokens_min = 2
 
 draft_tokens_max = 63
-"""Tokens guessed ahead for one sequence in one step: with the one before them a tile of llama.cpp's attention on CPUs."""
+"""Tokens guessed ahead for one sequence in one step: with the one before them a tile of llama.cpp's on CPUs."""
 
 draft_model_tokens_max = 16
 """The same where a draft model computes each of them."""

@@ -75,7 +75,7 @@ class Daemon:
         control = {"socket": str(self.socket_path), **tree.pop("control", {})}
         logging = tree.pop("logging", {"main": {"file": str(self.log_file), "console_level": "debug"}})
         # Tests ask the same again and again, and want it computed.
-        cache = {"enabled": False, **tree.pop("cache", {})}
+        cache = {"enabled": False, "state_dir": None, **tree.pop("cache", {})}
         return {"server": server, "control": control, "logging": logging, "cache": cache, **tree}
 
     def __enter__(self) -> Self:

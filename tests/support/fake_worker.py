@@ -98,6 +98,7 @@ class FakeWorld:
             clock=self.clock,
             random=lambda: 1.0,
             cores=CoreShares(8, {"tiny": 8}, lambda _model, threads: self.runtime.set_threads(threads)),
+            state_dir="",
             python=lambda _: "python",
         )
         self.runtime = Runtime("tiny", config, setup)

@@ -19,6 +19,7 @@ def complete(draft: Draft) -> tuple[Config, dict[str, Origin]]:
     draft.make_absolute(("server", "port_file"), defaults.server.port_file)
     draft.make_absolute(("logging", "main", "file"), defaults.logging.main.file)
     draft.make_absolute(("cache", "dir"), defaults.cache.dir)
+    draft.make_absolute(("cache", "state_dir"), defaults.cache.state_dir)
     _complete_host(draft)
     _complete_socket(draft)
     for path in list(draft.settings):

@@ -67,6 +67,7 @@ SECTION_EFFECTS: Final[dict[Path, Effect]] = {
     ("cache", "always"): "cache",
     ("cache", "persist_to_disk"): "cache",
     ("cache", "dir"): "cache",
+    ("cache", "state_dir"): "cache",
     ("cpu", "threads"): "limits",
     ("llm", "default_service"): "routing",
     ("llm", "temperature"): "routing",

@@ -182,7 +182,7 @@ class ModelConfig(Section, frozen=True):
             repeat_penalty=self.repeat_penalty,
         )
 
-    def model_options(self) -> ModelOptions:
+    def model_options(self, state_dir: str = "") -> ModelOptions:
         """What the worker is told about loading."""
         return ModelOptions(
             n_ctx=self.n_ctx,
@@ -193,6 +193,7 @@ class ModelConfig(Section, frozen=True):
             use_mmap=self.use_mmap,
             use_mlock=self.use_mlock,
             embedding=self.embedding_mode,
+            state_dir=state_dir,
             options={name: msgspec.Raw(msgspec.msgpack.encode(value)) for name, value in self.options.items()},
         )
 
@@ -215,7 +216,7 @@ class Cpu(Section, frozen=True):
 
 
 class Cache(Section, frozen=True):
-    """The response cache."""
+    """What is kept of answers and of prompts."""
 
     enabled: bool = True
     max_size: Annotated[int, Meta(ge=0, le=10_000_000)] = 1000
@@ -225,6 +226,8 @@ class Cache(Section, frozen=True):
     """Keep generations too that are neither greedy nor seeded."""
     persist_to_disk: bool = False
     dir: Text = ".cache/responses"
+    state_dir: Text | None = ".cache/state"
+    """Where an unloaded model leaves what it has computed of prompts, for the next load; None = nowhere."""
 
 
 class BackendConfig(Section, frozen=True):

@@ -356,7 +356,8 @@ class Runtime:
         if (reason := refused_hello(hello)) is not None:
             self._apply(self._scheduler.broken(reason, permanent=True))
             return
-        self._send(Load(model=self.name, path=self.config.path or "", options=self.config.model_options()))
+        options = self.config.model_options(self._setup.state_dir)
+        self._send(Load(model=self.name, path=self.config.path or "", options=options))
 
     def _on_loaded(self, info: ModelInfo) -> None:
         if self.state not in {State.LOADING, State.STOPPING}:

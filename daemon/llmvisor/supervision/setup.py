@@ -45,6 +45,8 @@ class RuntimeSetup(msgspec.Struct, frozen=True):
     clock: Clock
     random: Callable[[], float]
     cores: CoreShares
+    state_dir: str
+    """Where workers leave what they have computed of prompts; empty = nowhere."""
     python: Callable[[str], str]
     """The interpreter of a backend's workers."""
 

@@ -62,6 +62,7 @@ class Supervisor:
             clock=clock,
             random=random.random,
             cores=self.cores,
+            state_dir=config.cache.state_dir or "",
             python=self._python,
         )
         self.runtimes = {name: Runtime(name, model, setup) for name, model in config.models.items()}
