@@ -11,6 +11,7 @@ from benchmarks import (
     cached,
     cpu_sharing,
     decode,
+    embedding,
     memory,
     overhead,
     prefill_stall,
@@ -35,6 +36,7 @@ MEASURES: dict[str, Measure] = {
     "structured": structured.measure,
     "speculative": speculative.measure,
     "cpu_sharing": cpu_sharing.measure,
+    "embedding": embedding.measure,
     "startup": startup.measure,
     "memory": memory.measure,
 }

@@ -1,7 +1,7 @@
 """Embeddings and rerankers on FlagEmbedding: beside the library called offline, and beside themselves.
 
-Texts are fresh in each round, and the response cache is off. all-MiniLM-L6-v2 has real weights; the BGE-M3 and the
-reranker are of the real architecture, with few layers.
+Texts are fresh in each round, and the response cache is off. The models are all-MiniLM-L6-v2, and a BGE-M3 and a
+reranker of its size.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
-from tests.support.flag_models import bge_m3_folder, reranker_folder
 from tests.support.minilm import minilm_folder
 
 from benchmarks.client import Connection, connect
+from benchmarks.encoder_models import m3_folder, reranker_folder
 from benchmarks.figures import Bound, Figure, Options, command, compare, percentile
 from benchmarks.harness import HOST, Server, daemon
 from benchmarks.offline_flag import offline_flag, require_flag
@@ -91,9 +91,9 @@ async def _beside_offline_rerank(options: Options) -> Figure:
 
 async def _every_kind(options: Options) -> Figure:
     """BGE-M3's three kinds of vectors from one pass, and what two of them add."""
-    count = options.scaled(32, 8)
+    count = options.scaled(16, 2)
     every = {"return_sparse": True, "return_colbert": True}
-    with daemon(_model(bge_m3_folder())) as server:
+    with daemon(_model(m3_folder())) as server:
         for fields in (every, {}):
             await _one_request(server, _mixed_texts(count), **fields)
         rounds: list[tuple[float, float]] = []
@@ -170,7 +170,7 @@ async def _one_request(server: Server, texts: Sequence[str], **fields: object) -
 
 async def _latencies(server: Server, requests: int) -> list[float]:
     """Seconds of each of so many single texts, one after another."""
-    return [await _one_request(server, text(2, seed=fresh_number())) for _ in range(requests)]
+    return [await _one_request(server, one) for one in _mixed_texts(requests)]
 
 
 async def _bulk_job(server: Server, texts: int) -> None:

@@ -20,7 +20,7 @@ from tests.support.worker_client import Worker, WorkerEnded, load_of, text_reque
 
 from llmvisor_runtimes.framing import encode
 from llmvisor_runtimes.malformed import SEEDS
-from llmvisor_runtimes.protocol import Close, LoadProgress, Step
+from llmvisor_runtimes.protocol import Close, LoadProgress, Step, Tick
 
 REPOSITORY = Path(__file__).parents[2]
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the promise rests on Linux's prctl or /proc")
@@ -97,6 +97,8 @@ def test_sigabrt_leaves_every_threads_stack_in_the_log() -> None:
         worker.load()
         worker.send(text_request(1, "[[failpoint: generate=1*token->hang]]"))
         worker.receive_until(Step)
+        for _ in range(2):  # the one on its way may be from before the hang
+            worker.receive_until(Tick)
         os.kill(worker.pid, signal.SIGABRT)
         assert worker.wait() == -signal.SIGABRT
         log = worker.log()
