@@ -20,7 +20,7 @@ import time
 import warnings
 from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 import msgspec
 
@@ -94,6 +94,7 @@ def _serve(kind: str, folder: str) -> None:
     import torch  # noqa: PLC0415 - as above
 
     torch.set_num_threads(os.cpu_count() or 1)
+    call: Any
     if kind == "dense":
         call = FlagEmbedding.FlagModel(folder, pooling_method="mean", use_fp16=False, devices="cpu").encode
     else:

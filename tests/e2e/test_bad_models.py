@@ -272,9 +272,7 @@ def test_token_that_the_model_does_not_have_is_a_bad_request(daemon: Daemon) -> 
     assert daemon.complete("good", "abc", max_tokens=1)[0] == 200
 
 
-@pytest.mark.parametrize(
-    "path", ["/v1/responses", "/v1/messages", "/api/chat", "/v1/nothing", "/"]
-)
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages", "/api/chat", "/v1/nothing", "/"])
 def test_endpoint_that_is_not_there_is_not_found_in_json(daemon: Daemon, path: str) -> None:
     """Every path answers in the one form of errors."""
     status, answer = daemon.request("POST", path, {"model": "good", "input": "abc"})

@@ -13,7 +13,7 @@ from tests.support.daemon import Daemon, Json
 from tests.support.leaks import no_leaks
 from tests.support.llmctl_process import llmctl
 
-SOURCE = '''
+SOURCE = """
 from llmvisor_runtimes.mock import MockBackend
 
 
@@ -25,7 +25,7 @@ class ParrotBackend(MockBackend):
 
     def devices(self):
         return ["perch"]
-'''
+"""
 
 
 @pytest.fixture(scope="module")
