@@ -50,7 +50,7 @@ check: $(VENV)/.installed-dev
 model: $(VENV)/.installed-run
 	@$(BIN)/python -m llmvisor.models.starter $(ARGS)
 
-bench: $(VENV)/.installed-run
+bench: $(VENV)/.installed-dev
 	@$(BIN)/python -m llmvisor.models.starter
 	@$(BIN)/python -m benchmarks $(ARGS)
 

@@ -47,9 +47,16 @@ class Client:
         self.timeout_seconds = timeout_seconds
         """What the person gave with `--timeout`; None = the default of each call."""
 
-    def get(self, path: str, query: Query | None = None, *, accept: tuple[int, ...] = ()) -> bytes:
+    def get(
+        self,
+        path: str,
+        query: Query | None = None,
+        *,
+        accept: tuple[int, ...] = (),
+        timeout_seconds: float = limits.answer_seconds_max,
+    ) -> bytes:
         """The answer's JSON. Statuses in `accept` are no error. Raises `CtlError` and its kinds."""
-        return self._call("GET", path, query=query, body=None, accept=accept)
+        return self._call("GET", path, query=query, body=None, accept=accept, timeout_seconds=timeout_seconds)
 
     def get_list(self, path: str, query: Query) -> bytes:
         """A list answer with the objects of every page. Raises `CtlError`."""

@@ -22,3 +22,6 @@ probe_seconds_max = 60.0
 disk_free_bytes_min = 1024**3
 memory_free_bytes_min = 512 * 1024**2
 """What the starter model with its context needs, and some room."""
+
+backends_seconds_max = 600.0
+"""Importing every backend's engine, one after the other."""

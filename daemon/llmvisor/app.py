@@ -55,7 +55,8 @@ class App:
         self._logs = logs
         local = LocalService(self._supervisor, cache_always=self._config.cache.always)
         self._cache = make_cache(self._config.cache, clock)
-        self._service: Service = CachedService(local, self._cache) if self._config.cache.enabled else local
+        cached = CachedService(local, self._cache, touch=self._supervisor.touch)
+        self._service: Service = cached if self._config.cache.enabled else local
         self._jobs = Jobs(
             runtime=local.runtime,
             publish=self._publish_job,

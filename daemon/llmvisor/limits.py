@@ -234,3 +234,9 @@ cache_bytes_max = 256 * 1024 * 1024
 
 cache_answer_bytes_max = 8 * 1024 * 1024
 """A longer answer is not kept."""
+
+option_path_chars_max = 4096
+"""A longer text in a model's options is no path (it may be a chat template)."""
+
+jpeg_segments_max = 4096
+"""Segments of a JPEG before its frame; real files have dozens."""

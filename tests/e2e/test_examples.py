@@ -43,7 +43,6 @@ def daemon() -> Generator[Daemon]:
         "m3": {"path": str(bge_m3_folder()), "tier": "embedding", "n_threads": 1},
         "ranker": {"path": str(reranker_folder()), "tier": "reranker", "n_threads": 1},
         "mock": mock_model(),
-        "broken": mock_model(failpoints="load=exit(78)"),
     }
     with no_leaks(), Daemon({"models": models, "cache": {"enabled": True}}) as one:
         yield one

@@ -100,6 +100,7 @@ async def test_arguments_hold_what_the_worker_is_promised() -> None:
         ("HF_TOKEN", False),
         ("CUDA_api_key", False),
         ("LD_PRELOAD", False),
+        ("KMP_DUPLICATE_LIB_OK", False),
         ("PYTHONPATH", False),
         ("LISTEN_PID", False),
         ("WATCHDOG_USEC", False),

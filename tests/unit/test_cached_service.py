@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Self
 
 import msgspec
 import pytest
 
+from llmvisor import limits
 from llmvisor.cache.store import ResponseCache
 from llmvisor.errors import RuntimeCrashed
 from llmvisor.services.cached import CachedService
@@ -39,8 +40,13 @@ class RunStream:
         self.left = False
         self.error: Exception | None = None
         self._number = number
+        self.deltas: Callable[[RunStream], AsyncIterator[Sequence[Delta]]] = self._deltas
 
     async def __aiter__(self) -> AsyncIterator[Sequence[Delta]]:
+        async for batch in self.deltas(self):
+            yield batch
+
+    async def _deltas(self, _: RunStream) -> AsyncIterator[Sequence[Delta]]:
         yield [Delta(1, 0, f"run {self._number}", [1])]
         await self.go.wait()
         if self.error is not None:
@@ -65,6 +71,10 @@ class Counted:
         self.calls = 0
         self.go = asyncio.Event()
         self.fingerprint = "one"
+        self.touched = 0
+
+    def touch(self) -> None:
+        self.touched += 1
 
     def identity(self, model: str) -> ModelIdentity:
         return ModelIdentity(self.fingerprint, Sampling(temperature=0.7), 100)
@@ -92,7 +102,7 @@ def counted() -> Counted:
 @pytest.fixture
 def service(counted: Counted) -> CachedService:
     cache = ResponseCache(entries_max=10, ttl_seconds=60, now=lambda: 0.0)
-    return CachedService(counted, cache)  # pyright: ignore[reportArgumentType] - what these tests need of a service
+    return CachedService(counted, cache, touch=counted.touch)  # pyright: ignore[reportArgumentType] - what these tests need of a service
 
 
 def asked(text: str = "hello", *, sampling: SamplingRequest = GREEDY, **fields: Any) -> Generation:
@@ -266,3 +276,68 @@ async def test_shared_embedding_is_cancelled_with_the_last_who_waits(service: Ca
     assert (await second).items
     with pytest.raises(asyncio.CancelledError):
         await first
+
+
+async def test_request_that_reaches_no_model_is_a_request_all_the_same(
+    service: CachedService, counted: Counted
+) -> None:
+    """Whoever watches for the last request learns of answers from the cache too."""
+    for _ in range(3):
+        service.generate("m", asked())
+    counted.go.set()
+    await service.embed("m", EmbeddingRequest("r", ["a"], ["dense"]))
+    assert counted.touched == 4
+
+
+async def test_run_waits_for_its_fastest_reader(service: CachedService, counted: Counted) -> None:
+    """1. Nobody reads. 2. Somebody does. Result: it stops at the bound, then goes on to its end."""
+    bound = limits.stream_pause_deltas
+
+    async def many(run: RunStream) -> AsyncIterator[Sequence[Delta]]:
+        for number in range(4 * bound):
+            yield [Delta(1, 0, str(number), [1])]
+        run.done = Done(1, 3, 0, 2, 1.0, 1.0)
+
+    stream = service.generate("m", asked())
+    counted.runs[0].deltas = many
+    for _ in range(3 * bound):
+        await asyncio.sleep(0)
+    async with stream:
+        reader = aiter(stream)
+        first = await anext(reader)
+        assert len(first) == bound + 1
+        assert sum([len(batch) async for batch in reader]) + len(first) == 4 * bound
+
+
+async def test_run_abandoned_and_begun_anew_is_shared_still(service: CachedService, counted: Counted) -> None:
+    """1. A request leaves. 2. The same comes again, twice. Result: those two share one run, and nothing is left."""
+    embed = EmbeddingRequest("r", ["a"], ["dense"])
+    first = asyncio.ensure_future(service.embed("m", embed))
+    await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.sleep(0)
+    second = asyncio.ensure_future(service.embed("m", embed))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    third = asyncio.ensure_future(service.embed("m", embed))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    counted.go.set()
+    assert [(await second).cache, (await third).cache] == ["miss", "coalesced"]
+    assert counted.calls == 2
+
+
+async def test_error_of_a_shared_run_is_each_ones_own(service: CachedService, counted: Counted) -> None:
+    """What one caller adds to it, another does not see."""
+    tasks = [asyncio.ensure_future(answer(service, asked())) for _ in range(2)]
+    await asyncio.sleep(0)
+    counted.runs[0].error = RuntimeCrashed("gone")
+    counted.runs[0].go.set()
+    errors = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [str(error) for error in errors] == ["gone", "gone"]
+    assert errors[0] is not errors[1]
+
+
+async def test_model_without_its_file_is_not_cached(service: CachedService, counted: Counted) -> None:
+    counted.fingerprint = ""
+    assert service.generate("m", asked()).cache == "off"

@@ -182,7 +182,17 @@ def test_content_type_of_simple_requests_is_refused(values: list[str], encoding:
 
 def test_management_paths_are_told_from_others() -> None:
     """Each management path and what is below it; names that only begin alike are not."""
-    for path in ("/llm", "/llm/status", "/jobs", "/jobs/x/events", "/logs", "/events", "/config/check", "/shutdown"):
+    for path in (
+        "/llm",
+        "/llm/status",
+        "/jobs",
+        "/jobs/x/events",
+        "/logs",
+        "/events",
+        "/config/check",
+        "/shutdown",
+        "/internal/cache/clear",
+    ):
         assert is_management(path)
     for path in ("/", "/v1/models", "/v1/jobs", "/logsx", "/llmx", "/eventsource", "/health"):
         assert not is_management(path)

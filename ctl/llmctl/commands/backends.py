@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from llmctl import limits
 from llmctl.client import decode
 from llmctl.errors import DONE
 from llmctl.session import Session
@@ -23,7 +24,7 @@ _COLUMNS = (
 def backends(session: Session) -> int:
     """Each backend: whether its engine can be imported, its version, its devices, and how to get what is missing."""
     session.out.note("importing each engine in a process of its own …")
-    body = session.client.get("/llm/backends")
+    body = session.client.get("/llm/backends", timeout_seconds=limits.backends_seconds_max)
     found = [decode(item, BackendStatus) for item in decode(body, ListAnswer).data]
     if session.json:
         session.out.json(body)

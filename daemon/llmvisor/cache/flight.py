@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any, Generic, Self, TypeVar
 
+from llmvisor import limits
+from llmvisor.errors import LlmvisorError
 from llmvisor.services.service import CacheState, Stream
 from llmvisor_runtimes.protocol import Delta, Done
 
@@ -21,6 +24,9 @@ class StreamFlight:
         self.done: Done | None = None
         self.error: BaseException | None = None
         self.followers = 0
+        self.read = 0
+        """Deltas that the fastest follower has taken."""
+        self.taken = asyncio.Event()
         self.arrival = asyncio.Event()
         self._on_end = on_end
         self._task = asyncio.get_running_loop().create_task(self._run(), name="shared generation")
@@ -42,6 +48,10 @@ class StreamFlight:
                 async for deltas in self.stream:
                     self.deltas += deltas
                     self._wake()
+                    while len(self.deltas) - self.read > limits.stream_pause_deltas:
+                        # What is not read here fills the stream below, which then pauses the worker.
+                        self.taken.clear()
+                        await self.taken.wait()
             self.done = self.stream.done
         except asyncio.CancelledError:
             self.error = asyncio.CancelledError()
@@ -84,9 +94,11 @@ class FollowingStream:
             if place < len(flight.deltas):
                 batch = flight.deltas[place:]
                 place += len(batch)
+                flight.read = max(flight.read, place)
+                flight.taken.set()
                 yield batch
             elif flight.error is not None:
-                raise flight.error
+                raise copy.copy(flight.error)  # callers add to it what is theirs
             elif flight.done is not None:
                 return
             else:
@@ -127,7 +139,7 @@ class Flights(Generic[T]):
 
     def __init__(self) -> None:
         self._tasks: dict[str, asyncio.Task[T]] = {}
-        self._waiting: dict[str, int] = {}
+        self._waiting: dict[asyncio.Task[T], int] = {}
 
     def __contains__(self, key: str) -> bool:
         return key in self._tasks
@@ -138,14 +150,20 @@ class Flights(Generic[T]):
         if task is None:
             task = asyncio.get_running_loop().create_task(call(), name="shared call")
             self._tasks[key] = task
-            task.add_done_callback(lambda _: self._tasks.pop(key, None))
-        self._waiting[key] = self._waiting.get(key, 0) + 1
+            task.add_done_callback(lambda done: self._landed(key, done))
+        self._waiting[task] = self._waiting.get(task, 0) + 1
         try:
             return await asyncio.shield(task)
+        except LlmvisorError as error:
+            raise copy.copy(error) from None  # callers add to it what is theirs
         finally:
-            self._waiting[key] -= 1
-            if not self._waiting[key]:
-                del self._waiting[key]
-                if not task.done():
-                    self._tasks.pop(key, None)
-                    task.cancel()
+            self._waiting[task] -= 1
+            if not self._waiting[task]:
+                del self._waiting[task]
+                self._landed(key, task)
+                task.cancel()
+
+    def _landed(self, key: str, task: asyncio.Task[T]) -> None:
+        """Nobody joins a run that has ended, or that nobody waits for."""
+        if self._tasks.get(key) is task:
+            del self._tasks[key]

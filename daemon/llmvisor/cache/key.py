@@ -19,7 +19,7 @@ def generation_key(model: str, identity: ModelIdentity, generation: Generation) 
     """
     sampling = generation.sampling.over(identity.sampling)
     repeatable = sampling.temperature == 0 or sampling.seed is not None or identity.cache_always
-    if generation.cache == "no-store" or not repeatable:
+    if generation.cache == "no-store" or not repeatable or not identity.fingerprint:
         return None
     if isinstance(generation.prompt, ChatPrompt) and generation.prompt.tools:
         return None
@@ -41,7 +41,7 @@ def generation_key(model: str, identity: ModelIdentity, generation: Generation) 
 
 def embedding_key(model: str, identity: ModelIdentity, request: EmbeddingRequest) -> str | None:
     """The key of texts to embed."""
-    if request.cache == "no-store":
+    if request.cache == "no-store" or not identity.fingerprint:
         return None
     asked = (request.inputs, sorted(request.kinds), request.truncate)
     return _digest("embedding", model, identity.fingerprint, asked)
@@ -49,7 +49,7 @@ def embedding_key(model: str, identity: ModelIdentity, request: EmbeddingRequest
 
 def scoring_key(model: str, identity: ModelIdentity, request: ScoringRequest) -> str | None:
     """The key of pairs to score."""
-    if request.cache == "no-store":
+    if request.cache == "no-store" or not identity.fingerprint:
         return None
     return _digest("scoring", model, identity.fingerprint, (request.pairs, request.truncate))
 

@@ -7,7 +7,7 @@ import os
 import struct
 import tempfile
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -45,7 +45,7 @@ class ResponseCache:
         self._folder = folder
         self._entries: OrderedDict[str, Entry] = OrderedDict()
         self._bytes = 0
-        self._writes: set[asyncio.Task[None]] = set()
+        self._last_write: asyncio.Task[None] | None = None
         self._persisted: set[str] = set()
         self._hits = self._misses = self._coalesced = self._evictions = 0
 
@@ -60,8 +60,8 @@ class ResponseCache:
 
     async def close(self) -> None:
         """Wait for what is still being written."""
-        while self._writes:
-            await asyncio.gather(*self._writes)
+        while self._last_write is not None:
+            await self._last_write
 
     def get(self, key: str) -> bytes | None:
         """An answer, and count whether there is one."""
@@ -130,23 +130,23 @@ class ResponseCache:
 
     def _write(self, change: Callable[..., None], folder: Path, key: str, *rest: Entry) -> None:
         # One after another, so that a removal never overtakes the writing of the same file.
-        before = list(self._writes)
+        before = self._last_write
 
         async def in_turn() -> None:
-            if before:
-                await asyncio.wait(before)
+            if before is not None:
+                await asyncio.wait([before])
             try:
                 await asyncio.to_thread(change, folder, key, *rest)
             except OSError as error:
                 self._persisted.discard(key)
                 _log.warning("the response cache cannot use its folder", folder=str(folder), reason=error.strerror)
 
-        self._own(in_turn())
+        self._last_write = asyncio.get_running_loop().create_task(in_turn(), name="cache write")
+        self._last_write.add_done_callback(self._written)
 
-    def _own(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work, name="cache write")
-        self._writes.add(task)
-        task.add_done_callback(self._writes.discard)
+    def _written(self, task: asyncio.Task[None]) -> None:
+        if self._last_write is task:
+            self._last_write = None
 
 
 def make_cache(config: Cache, clock: Clock) -> ResponseCache:

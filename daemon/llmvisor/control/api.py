@@ -63,6 +63,8 @@ class ModelStatus(msgspec.Struct, frozen=True):
     created: int = 0
     """Unix seconds: the file's own date."""
     error: str | None = None
+    embedding_dimension: int | None = None
+    """Vectors are cut to so many numbers where a request does not say."""
     pinned: bool = False
     preload: bool = False
 

@@ -153,10 +153,9 @@ async def _cut(
     asked = await front.service.tokenize(model.name, TextPrompt(query), add_special=False, parse_special=False)
     context = front.service.model(model.name).n_ctx  # as loaded, now that it is
     room = (context or limits.prompt_tokens_max) - len(asked.tokens) - _SPECIAL_TOKENS
-    wanted = cutting.tokens_max or room
-    if room < min(_CHUNK_TOKENS_MIN, wanted):
+    if room < min(_CHUNK_TOKENS_MIN, cutting.tokens_max or _CHUNK_TOKENS_MIN):
         return [[document] for document in documents]
-    room = min(room, wanted)
+    room = min(room, cutting.tokens_max or room)
     parts: list[list[str]] = []
     for document in documents:
         if len(document.encode()) <= room:

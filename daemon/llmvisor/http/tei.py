@@ -13,6 +13,7 @@ from aiohttp import web
 from msgspec import Meta
 
 from llmvisor import limits
+from llmvisor.control.api import ModelStatus
 from llmvisor.errors import UnsupportedOperation
 from llmvisor.http.answers import json_answer
 from llmvisor.http.body import read_struct
@@ -29,7 +30,7 @@ from llmvisor.http.encoding import (
 )
 from llmvisor.http.front import FRONT, MODEL, REQUEST_ID
 from llmvisor.http.rerank import Cutting, RerankFields, rank
-from llmvisor.http.vectors import as_json, cut, floats, weights
+from llmvisor.http.vectors import as_json, floats, shortened, weights
 from llmvisor.services.service import Embedded, EmbeddingRequest
 from llmvisor_runtimes.protocol import Embedding, EmbeddingKind
 
@@ -76,20 +77,22 @@ async def embed(request: web.Request) -> web.Response:
     asked = await read_struct(request, _EMBED, request.app[FRONT].settings)
     if asked.normalize is False:
         raise UnsupportedOperation("normalize: vectors come with length 1", param="normalize")
-    embedded, headers = await _embedded(request, asked, "dense")
-    body = await join_slices(_vectors(embedded.items, asked.dimensions), begin=b"[", end=b"]")
-    return json_bytes_answer(body, headers)
+    embedded, model = await _embedded(request, asked, "dense")
+    body = await join_slices(
+        _vectors(embedded.items, asked.dimensions, model.embedding_dimension), begin=b"[", end=b"]"
+    )
+    return json_bytes_answer(body, encoding_headers(model, embedded))
 
 
 async def embed_sparse(request: web.Request) -> web.Response:
     """Texts → lists of token ids with their weights."""
     asked = await read_struct(request, _SPARSE, request.app[FRONT].settings)
-    embedded, headers = await _embedded(request, asked, "sparse")
+    embedded, model = await _embedded(request, asked, "sparse")
     answer = [
         [SparseValue(int(token), weight) for token, weight in weights(dict(sorted(item.sparse.items()))).items()]
         for item in embedded.items
     ]
-    return json_answer(answer, headers=headers)
+    return json_answer(answer, headers=encoding_headers(model, embedded))
 
 
 async def rerank(request: web.Request, body: bytes) -> web.Response:
@@ -103,7 +106,7 @@ async def rerank(request: web.Request, body: bytes) -> web.Response:
 
 async def _embedded(
     request: web.Request, asked: EmbedRequest | SparseRequest, kind: EmbeddingKind
-) -> tuple[Embedded, dict[str, str]]:
+) -> tuple[Embedded, ModelStatus]:
     front = request.app[FRONT]
     _check_direction(asked)
     inputs = texts_of(asked.inputs, "inputs")
@@ -123,7 +126,7 @@ async def _embedded(
                 cache=cache_use(request.headers),
             ),
         )
-    return embedded, encoding_headers(model, embedded)
+    return embedded, model
 
 
 def _check_direction(asked: EmbedRequest | SparseRequest | TeiRerankRequest) -> None:
@@ -134,7 +137,7 @@ def _check_direction(asked: EmbedRequest | SparseRequest | TeiRerankRequest) -> 
         )
 
 
-def _vectors(items: list[Embedding], dimensions: int | None) -> Iterator[tuple[bytes, int]]:
+def _vectors(items: list[Embedding], asked: int | None, usual: int | None) -> Iterator[tuple[bytes, int]]:
     for item in items:
         values = floats(item.dense)
-        yield bytes(as_json(values if dimensions is None else cut(values, dimensions))), len(values)
+        yield bytes(as_json(shortened(values, asked, usual))), len(values)

@@ -38,6 +38,13 @@ def cut(values: array[float], dimensions: int) -> array[float]:
     return array("f", [value / length for value in part])
 
 
+def shortened(values: array[float], asked: int | None, usual: int | None) -> array[float]:
+    """The vector as asked for, else as the model's configuration says. Raises `InvalidRequest`."""
+    if asked is not None:
+        return cut(values, asked)
+    return cut(values, usual) if usual is not None and usual < len(values) else values
+
+
 def as_json(values: array[float]) -> msgspec.Raw:
     """A list of numbers."""
     return msgspec.Raw(_ENCODER.encode(values.tolist()))

@@ -67,7 +67,9 @@ class Catalogue:
         return entry.folder if entry is not None else None
 
     def type(self, name: str) -> ModelType:
-        """What the model is, as far as its file says; `llm` where that is not known."""
+        """What the model is, as configuration and its file say; `llm` where that is not known."""
+        if self._models[name].embedding_mode:
+            return "embeddings"
         header, folder = self.header(name), self.folder(name)
         return header.type if header else folder.type if folder else "llm"
 

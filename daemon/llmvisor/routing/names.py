@@ -162,6 +162,7 @@ def _names(model: NamedModel) -> Iterator[str]:
 def _default(catalogue: Sequence[NamedModel], *, fallback_to_loaded: bool) -> NamedModel:
     if not catalogue:
         raise ModelNotFound("No model is configured", hint="set LIGHT_MODEL_PATH, or `models:` in the configuration")
+    catalogue = [model for model in catalogue if model.type not in _TYPES.values()] or catalogue
     loaded = [model for model in catalogue if model.loaded] if fallback_to_loaded else []
     for candidates in (loaded, catalogue):
         for model in candidates:

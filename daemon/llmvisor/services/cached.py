@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeVar
 
 import msgspec
@@ -40,7 +41,9 @@ _ANSWERS = msgspec.msgpack.Decoder(_Answer)
 class CachedService:
     """A service whose answers are kept: see `services.service.Service`."""
 
-    def __init__(self, service: Service, cache: ResponseCache) -> None:
+    def __init__(self, service: Service, cache: ResponseCache, *, touch: Callable[[], None]) -> None:
+        """`touch` is called for each request, which may reach no model."""
+        self._touch = touch
         self.name = service.name
         self._service = service
         self._cache = cache
@@ -58,6 +61,7 @@ class CachedService:
         return self._service.identity(model)
 
     def generate(self, model: str, generation: Generation) -> Stream:
+        self._touch()
         key = generation_key(model, self.identity(model), generation)
         if key is None:
             return self._service.generate(model, generation)
@@ -73,6 +77,7 @@ class CachedService:
         return FollowingStream(flight, "miss")
 
     async def embed(self, model: str, request: EmbeddingRequest) -> Embedded:
+        self._touch()
         key = embedding_key(model, self.identity(model), request)
         if key is None:
             return await self._service.embed(model, request)
@@ -83,6 +88,7 @@ class CachedService:
         return self._kept(key, answer, joined=joined)
 
     async def score(self, model: str, request: ScoringRequest) -> Scored:
+        self._touch()
         key = scoring_key(model, self.identity(model), request)
         if key is None:
             return await self._service.score(model, request)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
+from typing import cast
 
 import msgspec
 
-from llmvisor import __version__
+from llmvisor import __version__, limits
 from llmvisor.config.tree import ModelConfig
 from llmvisor.control.api import ModelStatus
 from llmvisor.errors import InternalError, ModelNotFound
-from llmvisor.models.catalogue import Catalogue
+from llmvisor.models.catalogue import Catalogue, file_signature
 from llmvisor.services.service import (
     Embedded,
     EmbeddingRequest,
@@ -22,6 +24,7 @@ from llmvisor.services.service import (
     Stream,
 )
 from llmvisor.supervision.runtime import Runtime
+from llmvisor.supervision.state import HAS_WORKER
 from llmvisor.supervision.stream import Answer
 from llmvisor.supervision.supervisor import Supervisor
 from llmvisor_runtimes.protocol import ApplyTemplate, ChatPrompt, Detokenize, Prompt, Text, Tokenize, Tokens
@@ -37,7 +40,7 @@ class LocalService:
 
     def __init__(self, supervisor: Supervisor, *, cache_always: bool = False) -> None:
         self._cache_always = cache_always
-        self._identities: dict[str, tuple[object, ModelIdentity]] = {}
+        self._identities: dict[str, ModelIdentity] = {}
         self._runtimes = supervisor.runtimes
         self._catalogue = supervisor.catalogue
 
@@ -56,15 +59,16 @@ class LocalService:
         return model_status(runtime.config, runtime, self._catalogue)
 
     def identity(self, model: str) -> ModelIdentity:
-        config = self.runtime(model).config
-        signature = self._catalogue.signature(model)
+        runtime = self.runtime(model)
         known = self._identities.get(model)
-        if known is None or known[0] != signature:
-            parts = (signature, config.backend, config.path, config.model_options(), installed_version(config.backend))
-            digest = hashlib.sha256(msgspec.msgpack.encode((__version__, *parts))).hexdigest()
-            identity = ModelIdentity(digest, config.sampling_defaults(), config.max_tokens, self._cache_always)
-            known = self._identities[model] = (signature, identity)
-        return known[1]
+        # What a worker has loaded stays what it is, whatever becomes of the files.
+        if known is None or runtime.state not in HAS_WORKER:
+            config = runtime.config
+            known = ModelIdentity(
+                fingerprint(config), config.sampling_defaults(), config.max_tokens, self._cache_always
+            )
+            self._identities[model] = known
+        return known
 
     def generate(self, model: str, generation: Generation) -> Stream:
         return self.runtime(model).generate(generation)
@@ -88,6 +92,25 @@ class LocalService:
 
     async def apply_template(self, model: str, prompt: ChatPrompt) -> str:
         return _text(await self.runtime(model).call(lambda call_id: ApplyTemplate(call_id, prompt)))
+
+
+def fingerprint(config: ModelConfig) -> str:
+    """Changes with all that a model's answers depend on; empty where its file is not there. Looks at the files."""
+    signature = file_signature(config)
+    if config.path is not None and signature is None:
+        return ""
+    beside = [file_signature(msgspec.structs.replace(config, path=path)) for path in _paths(config.options)]
+    parts = (signature, beside, config.backend, config.path, config.model_options(), installed_version(config.backend))
+    return hashlib.sha256(msgspec.msgpack.encode((__version__, *parts))).hexdigest()
+
+
+def _paths(value: object) -> Iterator[str]:
+    """What stands in options like a path: adapters, a draft model."""
+    if isinstance(value, str) and "/" in value and len(value) < limits.option_path_chars_max:
+        yield value
+    elif isinstance(value, Mapping):
+        for each in cast("Mapping[str, object]", value).values():
+            yield from _paths(each)
 
 
 def installed_version(backend: str | None) -> str:
@@ -138,6 +161,7 @@ def model_status(config: ModelConfig, runtime: Runtime, catalogue: Catalogue) ->
         loaded_at=runtime.loaded_at,
         created=signature.modified_ns // 10**9 if signature else 0,
         error=runtime_status.error,
+        embedding_dimension=config.embedding_dimension,
         pinned=config.pinned,
         preload=config.preload,
     )

@@ -40,7 +40,7 @@ class ModelIdentity(msgspec.Struct, frozen=True):
     """What the answers of a model depend on beside the request."""
 
     fingerprint: str
-    """Changes with the model's file, its options, its backend."""
+    """Changes with the model's file, its options, its backend; empty where the file is not there."""
     sampling: Sampling
     max_tokens: int | None
     cache_always: bool = False

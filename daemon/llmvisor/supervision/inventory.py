@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 import msgspec
 
@@ -66,7 +68,8 @@ async def _probe(name: str, python: str) -> BackendProbe:
         return BackendProbe(error=f"importing it took over {limits.probe_seconds_max:.0f} seconds")
     finally:
         if process.returncode is None:
-            process.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # its session: an interpreter may be a script that starts one
             await process.wait()
     try:
         return msgspec.json.decode(output.strip().rpartition(b"\n")[2], type=BackendProbe)

@@ -72,6 +72,9 @@ INHERITED_PREFIXES = (
 SECRET_WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL")
 """A name with one of these in it is kept back even where its family is let through."""
 
+KEPT_BACK = frozenset({"KMP_DUPLICATE_LIB_OK"})
+"""Of these families: two OpenMP runtimes in one process are a bug, and not to be hidden."""
+
 NONCE_VARIABLE = "LLMVISOR_WORKER_NONCE"
 """Carries the nonce to all that a worker starts, so that what outlives it can be told from a stranger."""
 
@@ -128,7 +131,7 @@ def worker_environment(daemon: Mapping[str, str], extra: Mapping[str, str]) -> d
 
 
 def _is_inherited(name: str) -> bool:
-    if any(word in name.upper() for word in SECRET_WORDS):
+    if name in KEPT_BACK or any(word in name.upper() for word in SECRET_WORDS):
         return False
     return name in INHERITED_NAMES or name.startswith(INHERITED_PREFIXES)
 

@@ -44,7 +44,7 @@ class Supervisor:
         self._run_dir = run_dir
         self._publish = publish
         self._clock = clock
-        self._started_at = clock.monotonic()
+        self._touched_at = clock.monotonic()
         self.memory = MemoryBudget(config.memory.limit_bytes(machine_memory_bytes()), available=available_memory_bytes)
         self.catalogue = Catalogue(config.models)
         fixed = {name: model.n_threads for name, model in config.models.items() if model.n_threads}
@@ -77,7 +77,11 @@ class Supervisor:
         """The monotonic time since when there was no request at all; now, while there is one."""
         if self.in_flight:
             return self._clock.monotonic()
-        return max((runtime.active_at for runtime in self.runtimes.values()), default=self._started_at)
+        return max([self._touched_at, *(runtime.active_at for runtime in self.runtimes.values())])
+
+    def touch(self) -> None:
+        """A request was answered without any model: the daemon is in use all the same."""
+        self._touched_at = self._clock.monotonic()
 
     async def backends(self) -> list[BackendStatus]:
         """Every backend that this daemon or its configuration knows, each imported anew."""

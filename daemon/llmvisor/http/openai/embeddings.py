@@ -25,7 +25,7 @@ from llmvisor.http.encoding import (
     texts_of,
 )
 from llmvisor.http.front import FRONT, MODEL, REQUEST_ID
-from llmvisor.http.vectors import as_base64, as_json, cut, floats, split, weights
+from llmvisor.http.vectors import as_base64, as_json, floats, shortened, split, weights
 from llmvisor.services.service import EmbeddingRequest
 from llmvisor_runtimes.protocol import Embedding, EmbeddingKind
 
@@ -101,13 +101,15 @@ async def embeddings(request: web.Request) -> web.Response:
     tokens = sum(item.tokens for item in embedded.items)
     tail = _ENCODER.encode(EmbeddingsTail(model.id, EmbeddingUsage(tokens, tokens)))
     body = await join_slices(
-        _objects(embedded.items, asked, kinds), begin=b'{"object":"list","data":[', end=b"]," + tail[1:]
+        _objects(embedded.items, asked, kinds, model.embedding_dimension),
+        begin=b'{"object":"list","data":[',
+        end=b"]," + tail[1:],
     )
     return json_bytes_answer(body, encoding_headers(model, embedded))
 
 
 def _objects(
-    items: list[Embedding], asked: EmbeddingsRequest, kinds: list[EmbeddingKind]
+    items: list[Embedding], asked: EmbeddingsRequest, kinds: list[EmbeddingKind], usual: int | None
 ) -> Iterator[tuple[bytes | None, int]]:
     """The answer's objects, each with how many numbers it has. Raises `InvalidRequest`, `InternalError`."""
     encode: Callable[[array[float]], msgspec.Raw] = as_base64 if asked.encoding_format == "base64" else as_json
@@ -115,7 +117,7 @@ def _objects(
         one = EmbeddingObject(object="embedding", index=index)
         if "dense" in kinds:
             values = floats(item.dense)
-            one.embedding = encode(values if asked.dimensions is None else cut(values, asked.dimensions))
+            one.embedding = encode(shortened(values, asked.dimensions, usual))
         if "sparse" in kinds:
             one.sparse_embedding = weights(item.sparse)
         if "colbert" in kinds:

@@ -168,6 +168,10 @@ def _template_kwargs(given: TemplateKwargs | None, reasoning_effort: str | None)
         {} if reasoning_effort is None else {"reasoning_effort": msgspec.Raw(msgspec.json.encode(reasoning_effort))}
     )
     encoded = msgspec.json.encode({**effort, **(given or {})})
+    try:
+        msgspec.json.decode(encoded)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise InvalidRequest(f"chat_template_kwargs: {error}", param="chat_template_kwargs") from None
     if len(encoded) > limits.template_kwargs_bytes_max:
         raise InvalidRequest(
             f"chat_template_kwargs: expected at most {limits.template_kwargs_bytes_max} bytes, found {len(encoded)}",
