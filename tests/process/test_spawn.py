@@ -120,6 +120,12 @@ async def test_environment_of_the_model_wins() -> None:
     assert worker_environment({}, {"MY_TOKEN": "t"})["MY_TOKEN"] == "t"
 
 
+async def test_worker_asks_for_huge_pages_unless_the_model_says_otherwise() -> None:
+    """Read by the C library as the process starts; ignored where it does not know it."""
+    assert worker_environment({}, {})["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
+    assert worker_environment({}, {"GLIBC_TUNABLES": ""})["GLIBC_TUNABLES"] == ""
+
+
 @contextmanager
 def descriptors_left(count: int) -> Generator[None]:
     """This process can open exactly so many more: the limit is on numbers, and the lowest free one is given out."""

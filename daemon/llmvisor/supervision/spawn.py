@@ -75,6 +75,10 @@ SECRET_WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL")
 KEPT_BACK = frozenset({"KMP_DUPLICATE_LIB_OK"})
 """Of these families: two OpenMP runtimes in one process are a bug, and not to be hidden."""
 
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+"""Large allocations (a KV cache, the buffers of a graph, weights that are not mapped) ask for huge pages, where the
+kernel gives them to those who ask: a step then misses the TLB less, and takes some percent less time."""
+
 NONCE_VARIABLE = "LLMVISOR_WORKER_NONCE"
 """Carries the nonce to all that a worker starts, so that what outlives it can be told from a stranger."""
 
@@ -127,7 +131,7 @@ def worker_environment(daemon: Mapping[str, str], extra: Mapping[str, str]) -> d
     (NOTIFY_SOCKET, LISTEN_FDS).
     """
     inherited = {name: value for name, value in daemon.items() if _is_inherited(name)}
-    return inherited | dict(extra) | {"PYTHONUNBUFFERED": "1"}
+    return HUGE_PAGES | inherited | dict(extra) | {"PYTHONUNBUFFERED": "1"}
 
 
 def _is_inherited(name: str) -> bool:
