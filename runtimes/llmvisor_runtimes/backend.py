@@ -151,6 +151,15 @@ class Encodes(Protocol):
 
 
 @runtime_checkable
+class JoinsPieces(Protocol):
+    """A backend that can `prepare` a large request bit by bit, each bit a request for some of the texts."""
+
+    def join(self, pieces: Sequence[object]) -> object:
+        """What `prepare` would have given for the whole, from what it gave for the pieces in order."""
+        ...
+
+
+@runtime_checkable
 class SharesCores(Protocol):
     """A backend that can change how many threads it computes with."""
 

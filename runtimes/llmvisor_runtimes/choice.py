@@ -5,6 +5,8 @@ What every engine that writes text has in common stands here; how tokens are com
 
 from __future__ import annotations
 
+import sys
+import traceback
 from collections import deque
 from collections.abc import Collection
 from typing import Protocol
@@ -86,6 +88,15 @@ def check_prompt(prompt: list[int], *, n_ctx: int, vocabulary: Vocabulary) -> No
             "token",
             "prompt",
         )
+
+
+def failure_of(request_id: str, error: Exception) -> RequestError:
+    """What a request fails with for this error; of anything but a `RequestError` the traceback goes to the log."""
+    if isinstance(error, RequestError):
+        return error
+    sys.stderr.write(f"{request_id} failed:\n{''.join(traceback.format_exception(error))}")
+    sys.stderr.flush()
+    return RequestError("internal_error", f"{type(error).__name__}: {error}")
 
 
 class ChoiceText:

@@ -146,12 +146,6 @@ class BatchPlanner(Generic[P, R]):
         """Jobs that have not ended."""
         return len(self._open)
 
-    @property
-    def tokens_waiting(self) -> int:
-        """Tokens that wait to be computed, of what has been looked ahead at."""
-        retried = sum(unit.length for lane in self._retries.values() for units in lane for unit in units)
-        return retried + sum(lane.tokens for lane in self._lanes.values())
-
     def __bool__(self) -> bool:
         """Whether it is worth asking for the `next_batch`."""
         return any(self._retries.values()) or any(self._lanes.values())

@@ -54,8 +54,6 @@ class LaneQueue(Generic[P]):
     """Units in the order in which they came; clients take turns."""
 
     def __init__(self) -> None:
-        self.tokens = 0
-        """Of all that wait, without padding."""
         # Ordered dictionaries: first-in first-out, and a cancelled unit leaves at once, whichever place it has.
         self._by_client: OrderedDict[str, OrderedDict[Unit[P], None]] = OrderedDict()
         self._by_length: dict[int, OrderedDict[str, OrderedDict[Unit[P], None]]] = {}
@@ -68,7 +66,6 @@ class LaneQueue(Generic[P]):
     def add(self, unit: Unit[P]) -> None:
         """Put a unit at the end."""
         unit.queue = self
-        self.tokens += unit.length
         self._by_client.setdefault(unit.client, OrderedDict())[unit] = None
         if unit.length not in self._by_length:
             self._by_length[unit.length] = OrderedDict()
@@ -78,7 +75,6 @@ class LaneQueue(Generic[P]):
     def remove(self, unit: Unit[P]) -> None:
         """Take a unit out."""
         unit.queue = None
-        self.tokens -= unit.length
         _discard(self._by_client, unit)
         same_length = self._by_length[unit.length]
         _discard(same_length, unit)

@@ -113,6 +113,9 @@ draft_tokens_max = 63
 draft_model_tokens_max = 16
 """The same where a draft model computes each of them."""
 
+sample_seconds_max = 0.05
+"""After so long the rest of a sequence's guesses is not looked at in this step: others wait."""
+
 draft_misses_max = 6
 """Each wrong guess in a row doubles the tokens until the next, so many times."""
 
@@ -175,6 +178,15 @@ schema_nodes_max = 8192
 schema_references_max = 256
 """Different places that the `$ref`s of one schema name."""
 
+schema_patterns_joined_max = 8
+"""Patterns that one text has to fit at once: finding out whether any does takes time that doubles with each."""
+
+multiple_states_max = 20_000
+"""States of the automata that tell multiples of numbers, 1 kB and 5 us each; an integer has as many as it is large."""
+
+multiple_digits_max = 18
+"""Digits of a number that others are multiples of, on each side of the point."""
+
 grammars_cached_max = 32
 """Compiled grammars that are kept."""
 
@@ -187,11 +199,12 @@ grammar_initial_fuel_max = 1_000_000
 grammar_step_fuel_max = 200_000
 """The same for the mask of one token: about 15 ms."""
 
-grammar_step_items_max = 50_000
-"""States of the parser within one token: about 3 ms."""
+grammar_step_items_max = 20_000
+"""States of the parser within one token: about 1 ms. A schema of 4,000 properties needs over 5,000."""
 
-grammar_row_items_max = 2000
-"""Branches that the parser follows at once."""
+grammar_row_items_max = 500
+"""Branches that the parser follows at once. Where they come of a grammar that can be read in many ways, the time for a
+token grows with the cube of this: about 20 ms; `anyOf` with 300 schemas is within it."""
 
 grammar_lexer_states_max = 20_000
 """States of the lexer, made as they are met: 2 kB each. A text that needs more fails."""
@@ -231,7 +244,7 @@ encoding_bulk_beside_interactive_seconds = 0.03
 encoding_interactive_memory_seconds = 5.0
 """For so long after an interactive request the next one is expected."""
 
-encoding_batch_tokens_min = 256
+encoding_batch_tokens_min = 32
 """A batch may have so many tokens whatever the pace: smaller ones cost more than they save."""
 
 encoding_pace_tokens_min = 128
@@ -254,6 +267,12 @@ encoder_slots = 256
 
 bytes_per_mb = 1024 * 1024
 """What options that count in `_mb` mean by one."""
+
+prepared_piece_texts_max = 64
+"""Texts of the bulk lane that are tokenized before others get their turn."""
+
+prepared_piece_chars_max = 32 * 1024
+"""Their length, where there is more than one: about 20 ms."""
 
 tokenize_slice_texts = 256
 """Texts that are tokenized in one call."""

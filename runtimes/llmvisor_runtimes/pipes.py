@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
+
+import msgspec
 
 from llmvisor_runtimes import limits, parent_death
 from llmvisor_runtimes.framing import COMMAND_DECODER, FrameReader, encode
@@ -57,10 +59,27 @@ class Pipes:
 def _encode(report: Report) -> bytes:
     try:
         return encode(report)
+    except UnicodeEncodeError:
+        return _encode(_encodable(report))
     except ValueError:
         if not isinstance(report, Step):
             raise
         return b"".join([encode(step) for step in split_step(report)])
+
+
+def _encodable(report: Report) -> Report:
+    """The same with U+FFFD for what UTF-8 has no bytes for: one text's surrogates must not cost the others' reports."""
+    return msgspec.convert(_replaced(msgspec.to_builtins(report, builtin_types=(bytes,))), type(report))
+
+
+def _replaced(value: object) -> object:
+    if isinstance(value, str):
+        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    if isinstance(value, list | tuple):
+        return [_replaced(item) for item in cast("Sequence[object]", value)]
+    if isinstance(value, dict):
+        return {_replaced(key): _replaced(item) for key, item in cast("dict[object, object]", value).items()}
+    return value
 
 
 @runtime_checkable

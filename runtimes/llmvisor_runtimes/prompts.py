@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import queue
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from llmvisor_runtimes import limits
-from llmvisor_runtimes.backend import Backend, Constrains, Encodes, RequestError
+from llmvisor_runtimes.backend import Backend, Constrains, Encodes, JoinsPieces, RequestError
 from llmvisor_runtimes.pipes import Pipes
 from llmvisor_runtimes.protocol import (
     ApplyTemplate,
@@ -53,8 +56,39 @@ class Prepared:
         self.prepared = prepared
 
 
+class _Bulk:
+    """A request of the bulk lane that is made ready piece by piece."""
+
+    __slots__ = ("pieces", "request", "sizes", "texts_done")
+
+    def __init__(self, request: Embed | Score) -> None:
+        self.request = request
+        self.pieces: list[object] = []
+        self.texts_done = 0
+        if isinstance(request, Score):
+            self.sizes = [len(query) + len(document) for query, document in request.pairs]
+        else:
+            self.sizes = [len(text) for text in request.inputs]
+
+    @property
+    def done(self) -> bool:
+        return self.texts_done >= len(self.sizes)
+
+    def next_piece(self) -> Embed | Score:
+        """A request for the next few texts: at least one, then what is within the bounds."""
+        start = self.texts_done
+        sizes = itertools.accumulate(self.sizes[start : start + limits.prepared_piece_texts_max])
+        stop = self.texts_done = start + max(1, sum(size <= limits.prepared_piece_chars_max for size in sizes))
+        if isinstance(self.request, Score):
+            return msgspec.structs.replace(self.request, pairs=self.request.pairs[start:stop])
+        return msgspec.structs.replace(self.request, inputs=self.request.inputs[start:stop])
+
+
 class PromptThread:
-    """Answers what needs the tokenizer alone, and makes requests ready for the engine, in the order they come."""
+    """Answers what needs the tokenizer alone, and makes requests ready for the engine, in the order they come.
+
+    Those of the bulk lane let all others pass, also between the pieces that they are cut into.
+    """
 
     def __init__(
         self, backend: Backend, pipes: Pipes, waiting: WaitingRequests, ready: Callable[[Prompted | Prepared], None]
@@ -65,21 +99,48 @@ class PromptThread:
         self._pipes = pipes
         self._waiting = waiting
         self._ready = ready
-        self._queue: queue.SimpleQueue[PromptCommand] = queue.SimpleQueue()
-        self.put = self._queue.put
+        # By lane, then by number, which nobody shares.
+        self._queue: queue.PriorityQueue[tuple[bool, int, PromptCommand | _Bulk]] = queue.PriorityQueue()
+        self._numbers = itertools.count()
+
+    def put(self, command: PromptCommand) -> None:
+        """Leave a command to this thread. For one thread."""
+        is_bulk = isinstance(command, Embed | Score) and command.lane == "bulk"
+        self._queue.put((is_bulk, next(self._numbers), command))
 
     def run(self) -> None:
         """Work for ever."""
         while True:
-            command = self._queue.get()
+            is_bulk, number, work = self._queue.get()
+            command = work.request if isinstance(work, _Bulk) else work
             try:
                 if not self.loaded:
                     raise RequestError("internal_error", "no model is loaded")  # noqa: TRY301 - answered right below
-                self._handle(command)
+                if is_bulk and isinstance(self._backend, JoinsPieces) and isinstance(command, Embed | Score):
+                    bulk = work if isinstance(work, _Bulk) else _Bulk(command)
+                    if self._advance(bulk, self._backend):
+                        self._queue.put((is_bulk, number, bulk))  # still the first of its lane
+                else:
+                    self._handle(command)
             except RequestError as error:
                 self._fail(command, Failed(command.id, error.kind, error.message, error.param))
             except Exception as error:  # noqa: BLE001 - one request's failure, with the traceback in the log
                 self._fail(command, internal_error(command, error))
+
+    def _advance(self, bulk: _Bulk, backend: JoinsPieces) -> bool:
+        """Make one piece ready; True where there is more of it to do."""
+        request = bulk.request
+        if request.id not in self._waiting:
+            return False
+        piece = bulk.next_piece()
+        try:
+            bulk.pieces.append(self._prepare(piece))
+        except RequestError:
+            self._prepare(request)  # so that the error counts texts from the first of all
+            raise
+        if bulk.done:
+            self._ready(Prepared(request, backend.join(bulk.pieces)))
+        return not bulk.done
 
     def _handle(self, command: PromptCommand) -> None:
         if isinstance(command, Generate):

@@ -268,6 +268,13 @@ def test_worker_holds_one_openmp_runtime(m3: FlagWorker) -> None:
 # ------------------------------------------------------------------------------------------------------ dense models
 
 
+def test_threads_that_wait_leave_the_cores_to_others(minilm: FlagWorker) -> None:
+    """torch's OpenMP was told so before it was loaded, which is when it asks."""
+    if sys.platform != "linux":
+        pytest.skip("OpenMP's own runtime is libgomp on Linux alone")
+    assert "OMP_WAIT_POLICY = 'PASSIVE'" in minilm.worker.log()
+
+
 def test_dense_model_pools_as_its_folder_says(minilm: FlagWorker, reference: Answer) -> None:
     """all-MiniLM-L6-v2 pools by mean: its vectors are those of `FlagModel` told so."""
     assert minilm.info.capabilities == ["tokenize", "embedding"]

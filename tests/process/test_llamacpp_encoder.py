@@ -217,7 +217,7 @@ def test_many_texts_come_in_order_and_in_frames_of_bounded_size(
     driver: EncoderDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A thousand texts come as several frames; the driver checks that they are in order and end once."""
-    monkeypatch.setattr(limits, "embeddings_frame_bytes", 3 * 32 * 4)
+    monkeypatch.setattr(limits, "embeddings_frame_bytes", 3 * (32 * 4 + 32))
     texts = [f"{'abcdefghij'[number % 10]} {'klmnopqrst'[number // 10 % 10]}" for number in range(250)]
     id = driver.embed(*texts)
     largest = 0

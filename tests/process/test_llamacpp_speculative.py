@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -15,8 +16,13 @@ from tests.support.tiny_gguf import BOS, EOS, FIRST_BYTE, VOCABULARY, byte_token
 
 from llmvisor_runtimes import limits
 from llmvisor_runtimes.backend import LoadError, RequestError
+from llmvisor_runtimes.llamacpp.choice import Choice
+from llmvisor_runtimes.llamacpp.context import LlamaContext
+from llmvisor_runtimes.llamacpp.native import llama_cpp
+from llmvisor_runtimes.llamacpp.sampling import Sampler
 from llmvisor_runtimes.llamacpp.speculative import LookupDrafter
-from llmvisor_runtimes.protocol import Grammar, Sampling
+from llmvisor_runtimes.logprobs import Row
+from llmvisor_runtimes.protocol import AdapterScale, Grammar, Sampling
 
 NOISE = 0.02
 """What another order of the same sums changes in a log-probability, generously."""
@@ -371,3 +377,71 @@ def test_draft_model_that_does_not_fit_is_told(tiny: Path, tmp_path: Path) -> No
             pass
         assert caught.value.permanent
         assert words in caught.value.reason
+
+
+def test_slow_grammar_holds_up_nobody_for_all_of_its_guesses(
+    driver: LlamaDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each token takes a grammar 30 ms: a step takes a few of its guesses and no more, and the text is the same."""
+
+    def propose(_self: LookupDrafter, tokens: Sequence[int], count: int) -> list[int]:
+        return [tokens[-1]] * count
+
+    monkeypatch.setattr(LookupDrafter, "propose", propose)
+    slow = Sampling(temperature=0, logit_bias={5: 1000.0})
+    choose = Sampler.choose
+
+    def slowly(self: Sampler, context: LlamaContext, row: Row, output: int) -> int:
+        time.sleep(0.03)
+        return choose(self, context, row, output)
+
+    monkeypatch.setattr(Sampler, "choose", slowly)
+    id = driver.submit(prompt_of(20), sampling=slow, max_tokens=40, ignore_eos=True, speculative="lookup")
+    output, most = driver.outputs[id, 0], 0
+    while driver.backend.delay_seconds() is not None:
+        before = len(output.tokens)
+        driver.step()
+        most = max(most, len(output.tokens) - before)
+    assert output.tokens == [5] * 40
+    assert 1 < most <= 2 + limits.sample_seconds_max // 0.03
+
+
+@pytest.mark.parametrize("wrong", ["adapter", "draft", "parser"])
+def test_refused_request_leaves_no_sampler_behind(
+    driver: LlamaDriver, monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    """Every chain that is made for a request is freed, also where the request turns out to be none halfway."""
+    made: list[object] = []
+    freed: list[object] = []
+    init, free = llama_cpp.llama_sampler_chain_init, llama_cpp.llama_sampler_free
+
+    def noted_init(params: object) -> object:
+        made.append(chain := init(params))
+        return chain
+
+    def noted_free(chain: object) -> None:
+        freed.append(chain)
+        free(chain)
+
+    monkeypatch.setattr(llama_cpp, "llama_sampler_chain_init", noted_init)
+    monkeypatch.setattr(llama_cpp, "llama_sampler_free", noted_free)
+    wanted: dict[str, object] = {}
+    if wrong == "adapter":
+        wanted = {"adapters": [AdapterScale("none", 1.0)]}
+    if wrong == "draft":
+        wanted = {"speculative": "draft"}
+    if wrong == "parser":
+        monkeypatch.setattr(Choice, "__init__", fails_at_the_third(Choice.__init__))
+    with pytest.raises((RequestError, ZeroDivisionError)):
+        driver.submit(prompt_of(20), sampling=FEW, n=4, **wanted)  # type: ignore[arg-type]
+    assert len(made) == len(freed) == (3 if wrong == "parser" else 0)
+    assert driver.backend.delay_seconds() is None
+
+
+def fails_at_the_third(init: Callable[..., None]) -> Callable[..., None]:
+    def failing(self: Choice, request: object, index: int, **named: object) -> None:
+        if index == 2:
+            raise ZeroDivisionError
+        init(self, request, index, **named)
+
+    return failing

@@ -10,17 +10,19 @@ import itertools
 import json
 import math
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.support.json_schemas import corpus_schemas, json_schemas, validate, write_at_random
 from tests.support.llama_driver import LlamaDriver, Output, llama_driver
 from tests.support.models import starter_model_path
-from tests.support.tiny_gguf import BOS, EOS, FIRST_BYTE, byte_tokens, write_tiny_gguf
+from tests.support.tiny_gguf import BOS, EOS, FIRST_BYTE, VOCABULARY, byte_tokens, write_tiny_gguf
 
 from llmvisor_runtimes.backend import Constrains, RequestError
 from llmvisor_runtimes.llamacpp.choice import Choice
@@ -28,7 +30,7 @@ from llmvisor_runtimes.llamacpp.engine import Engine
 from llmvisor_runtimes.llamacpp.native import llama_cpp
 from llmvisor_runtimes.llamacpp.vocabulary import Vocabulary
 from llmvisor_runtimes.output_format import make_compiler
-from llmvisor_runtimes.protocol import ChatMessage, ChatPrompt, Grammar, Sampling, Tool
+from llmvisor_runtimes.protocol import ChatMessage, ChatPrompt, Generate, Grammar, Sampling, Tool
 from llmvisor_runtimes.structured.compiler import GrammarCompiler
 
 WARM = Sampling(temperature=1, top_k=0, top_p=1, seed=7)
@@ -365,3 +367,87 @@ def test_starter_model_makes_a_valid_call_when_one_is_required(starter: LlamaDri
     name, arguments = call_of(output)
     assert name in {"get_weather", "end"}
     assert name == "end" or re.fullmatch("[A-Z][a-z]{2,8}", str(arguments["city"]))
+
+
+class FailsAt:
+    """A matcher that lets everything through, and raises at one of the tokens that all of its kind consume."""
+
+    finished = False
+
+    def __init__(self, left: list[int], size: int) -> None:
+        self._left, self._size = left, size
+
+    def mask(self) -> bytearray:
+        return bytearray(b"\xff" * (self._size // 8 + 1))
+
+    def consume(self, token: int) -> bool:
+        del token
+        self._left[0] -= 1
+        if self._left[0] < 0:
+            raise RequestError("invalid_value", "no further", "grammar")
+        return True
+
+
+def test_second_choice_that_fails_takes_back_what_the_first_one_earned(
+    driver: LlamaDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two choices, the second of which fails in a step in which the first got a token."""
+
+    class Three:
+        def __init__(self) -> None:
+            self.left = [3]
+
+        def matcher(self) -> FailsAt:
+            return FailsAt(self.left, VOCABULARY)
+
+    def constraint(_request: Generate) -> Three:
+        return Three()
+
+    monkeypatch.setattr(driver.backend, "constraint", constraint)
+    id = driver.submit(PROMPT, n=2, max_tokens=20)
+    driver.run()
+    assert driver.failed[id].message == "no further"
+    assert sum(len(driver.outputs[id, index].tokens) for index in range(2)) == 2, "the third is not told"
+
+
+def test_parser_that_raises_fails_its_request_alone(
+    driver: LlamaDriver, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """An unforeseen error while one text is taken apart: that request fails, with the traceback in the log."""
+    free = driver.submit(PROMPT, max_tokens=20, ignore_eos=True)
+    bad = driver.submit(PROMPT, n=2, max_tokens=20, ignore_eos=True)
+    driver.run(until=lambda: len(driver.outputs[bad, 1].tokens) > 2)
+    take = Choice.take
+
+    def raises(choice: Choice, *given: object, **named: object) -> object:
+        if choice.request.id == bad and choice.index == 1:
+            raise ZeroDivisionError("a parser's own")
+        return take(choice, *given, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Choice, "take", raises)
+    driver.run()
+    assert (driver.failed[bad].kind, driver.failed[bad].message) == (
+        "internal_error",
+        "ZeroDivisionError: a parser's own",
+    )
+    assert "Traceback" in capfd.readouterr().err
+    assert len(driver.outputs[free, 0].tokens) == 20
+    assert driver.backend.progress().active == 0
+
+
+def test_grammar_that_can_be_read_in_very_many_ways_costs_no_step_much(starter_compiler: GrammarCompiler) -> None:
+    """Its masks take longer with each token: it fails before one takes long enough to hold up whoever streams."""
+    matcher = starter_compiler.compile(Grammar("lark", 'start: s\ns: s s s | s s | "a" | "b"')).matcher()
+    (token,) = np.flatnonzero(np.unpackbits(np.frombuffer(matcher.mask(), np.uint8), bitorder="little"))[:1]
+    seconds: list[float] = []
+
+    def write_on() -> None:
+        while len(seconds) < 400:
+            began = time.perf_counter()
+            matcher.consume(int(token))
+            matcher.mask()
+            seconds.append(time.perf_counter() - began)
+
+    with pytest.raises(RequestError, match="cannot be followed further"):
+        write_on()
+    assert max(seconds) < 0.25, "about 0.02 where nobody else computes"

@@ -16,7 +16,9 @@ from tests.support.json_schemas import corpus_schemas, json_schemas, validate
 from tests.support.mlx_driver import MlxDriver, mlx_driver
 from tests.support.mlx_models import tiny_folder
 
-from llmvisor_runtimes.protocol import Grammar, Sampling, TextPrompt
+from llmvisor_runtimes.backend import RequestError
+from llmvisor_runtimes.mlx.sequence import Choice
+from llmvisor_runtimes.protocol import Generate, Grammar, Sampling, TextPrompt
 
 PROMPT = "Write:"
 PAIR = '{"type":"object","properties":{"a":{"type":"integer","minimum":0,"maximum":99},"b":{"enum":["x","yy"]}},"required":["a","b"],"additionalProperties":false}'  # noqa: E501
@@ -114,3 +116,63 @@ def test_ignoring_the_end_does_not_break_a_grammar(driver: MlxDriver) -> None:
     assert driver.generate(PROMPT, grammar=Grammar("regex", "abc"), ignore_eos=True).text == "abc"
     output = driver.generate(PROMPT, grammar=Grammar("regex", "a+"), ignore_eos=True, max_tokens=10)
     assert (output.finish, set(output.text), len(output.tokens)) == ("length", {"a"}, 10)
+
+
+class FailsAt:
+    """A grammar that lets everything through, and raises when so many tokens have been written."""
+
+    finished = False
+
+    def __init__(self, left: int, error: Exception, size: int) -> None:
+        self._left, self._error, self._size = left, error, size
+
+    def matcher(self) -> FailsAt:
+        return self
+
+    def mask(self) -> bytearray:
+        return bytearray(b"\xff" * (self._size // 8 + 1))
+
+    def consume(self, token: int) -> bool:
+        del token
+        self._left -= 1
+        if self._left < 0:
+            raise self._error
+        return True
+
+
+@pytest.mark.parametrize("error", [RequestError("invalid_value", "no further"), ZeroDivisionError("no further")])
+def test_grammar_that_fails_over_a_token_fails_its_request_alone(
+    driver: MlxDriver, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """The error comes out of the batch generator's depth; the other text of the batch goes on to its end."""
+    free = driver.submit(PROMPT, max_tokens=20, ignore_eos=True)
+    grammar = FailsAt(3, error, driver.info.vocabulary)
+
+    def constraint(_request: Generate) -> FailsAt:
+        return grammar
+
+    monkeypatch.setattr(driver.backend, "constraint", constraint)
+    bad = driver.submit(PROMPT, max_tokens=20, ignore_eos=True)
+    driver.run()
+    assert driver.failed[bad].kind == ("invalid_value" if isinstance(error, RequestError) else "internal_error")
+    assert "no further" in driver.failed[bad].message
+    assert len(driver.outputs[free, 0].tokens) == 20
+    assert driver.backend.progress().active == 0
+
+
+def test_parser_that_raises_fails_its_request_alone(driver: MlxDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unforeseen error while one text is taken apart: its request fails, the others go on."""
+    free = driver.submit(PROMPT, max_tokens=20, ignore_eos=True)
+    bad = driver.submit(PROMPT, n=2, max_tokens=20, ignore_eos=True)
+    take = Choice.take
+
+    def raises(choice: Choice, *given: object, **named: object) -> object:
+        if choice.request.id == bad and choice.index == 1 and choice.tokens_left < 15:
+            raise ZeroDivisionError("a parser's own")
+        return take(choice, *given, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Choice, "take", raises)
+    driver.run()
+    assert driver.failed[bad].kind == "internal_error"
+    assert len(driver.outputs[free, 0].tokens) == 20
+    assert driver.backend.progress().active == 0

@@ -29,8 +29,11 @@ PURE = (
     "runtimes/llmvisor_runtimes/llamacpp/batch.py",
     "runtimes/llmvisor_runtimes/llamacpp/kvcache.py",
     "runtimes/llmvisor_runtimes/mlx/prefixes.py",
+    "runtimes/llmvisor_runtimes/prefill.py",
+    "runtimes/llmvisor_runtimes/structured/graph.py",
     "runtimes/llmvisor_runtimes/structured/ranges.py",
     "runtimes/llmvisor_runtimes/structured/schema.py",
+    *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "runtimes/llmvisor_runtimes/toolcalls").glob("*.py")),
 )
 IMPURE_MODULES = {
     "aiohttp", "asyncio", "datetime", "io", "logging", "multiprocessing", "os", "pathlib", "random", "select", "shutil",
@@ -40,7 +43,7 @@ IMPURE_CALLS = {"open", "print", "input", "exec", "eval"}
 
 # A backend alone imports its engine, and the templates' two modules import jinja2.
 ENGINE_MODULES = tuple(
-    f"llmvisor_runtimes.{name}" for name in ("flag", "llamacpp", "mlx", "sandbox", "structured", "template")
+    f"llmvisor_runtimes.{name}" for name in ("flag", "llamacpp", "logprobs", "mlx", "sandbox", "structured", "template")
 )
 # What arrives from a file or a pipe must never become code, and what leaves must never be a pickle.
 FORBIDDEN_EVERYWHERE = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "multiprocessing"}

@@ -123,7 +123,8 @@ class FlagWorker:
 @contextmanager
 def flag_worker(folder: Path, **options: object) -> Generator[FlagWorker]:
     """A worker that has loaded this folder."""
-    with Worker("flag") as worker:
+    # What OpenMP goes by stands in the log, then.
+    with Worker("flag", env={"OMP_DISPLAY_ENV": "TRUE"}) as worker:
         driven = FlagWorker(worker)
         loaded = driven.load(folder, **options)
         assert isinstance(loaded, Loaded), f"{loaded}\n{worker.log()}"

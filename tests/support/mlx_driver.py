@@ -84,6 +84,7 @@ class MlxDriver:
                 continue
             assert isinstance(report, Step)
             for delta in report.deltas:
+                assert delta.id not in self.failed, "nothing comes after Failed"
                 output = self.outputs[delta.id, delta.index]
                 assert output.finish is None, "nothing comes after the last delta"
                 output.text += delta.text
@@ -92,6 +93,7 @@ class MlxDriver:
                 output.tool_calls += delta.tool_calls
                 output.finish = delta.finish
             for done in report.done:
+                assert done.id not in self.failed, "nothing comes after Failed"
                 self.done[done.id] = done
                 self.order.append(done.id)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmvisor_runtimes.llamacpp.batch import PrefillPace, Slice, Turns, compose, divide
+from llmvisor_runtimes.llamacpp.batch import Slice, Turns, compose, divide
+from llmvisor_runtimes.prefill import PrefillPace
 
 PENDING = st.lists(st.integers(0, 5_000), max_size=40)
 

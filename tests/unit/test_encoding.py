@@ -62,7 +62,7 @@ def test_planner_gives_a_job_its_results_in_order() -> None:
     batches, parts = run(queue)
     assert len(batches) > 1
     assert results_of(parts, 1) == ["<1.0>", "<1.1>", "<1.2>", "<1.3>"]
-    assert (queue.jobs, queue.tokens_waiting) == (0, 0)
+    assert (queue.jobs, bool(queue)) == (0, False)
 
 
 def test_planner_ends_an_empty_job_at_once() -> None:
@@ -371,7 +371,7 @@ def test_any_mix_of_jobs_ends_with_each_result_once(
             assert queue.out_of_memory(batch, MemoryError()) == []
         else:
             parts += queue.done(batch, computed(batch))
-    assert (queue.jobs, queue.tokens_waiting) == (0, 0)
+    assert (queue.jobs, bool(queue)) == (0, False)
     for id, results in wanted.items():
         if id not in ended:
             assert "<text-13>" not in results

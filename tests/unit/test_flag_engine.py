@@ -217,3 +217,11 @@ def test_embeddings_are_split_by_their_bytes(monkeypatch: pytest.MonkeyPatch) ->
     ]  # fmt: skip
     assert [item for frame in frames for item in frame.items] == items
     assert list(split_embeddings(Embeddings(7, 0, [], last=True))) == [Embeddings(7, 0, [], last=True)]
+
+
+def test_bulk_beside_interactive_requests_keeps_its_bound_on_a_slow_machine() -> None:
+    """2,000 tokens a second: a batch that somebody may have to wait for is computed in the 30 ms that it may take."""
+    pace = Pace()
+    pace.measured(1000, 0.5)
+    tokens = pace.tokens_in(batch_seconds(bulk=True, since_interactive_seconds=0))
+    assert tokens / 2000 <= limits.encoding_bulk_beside_interactive_seconds

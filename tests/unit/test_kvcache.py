@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
 
 from llmvisor_runtimes.llamacpp.kvcache import KvCache, Match
-from llmvisor_runtimes.llamacpp.parked import ParkedSequences, common_prefix
+from llmvisor_runtimes.llamacpp.parked import ParkedSequences
+from llmvisor_runtimes.prefill import common_prefix
 
 
 class Memory:
@@ -437,3 +438,14 @@ def test_saved_sequences_are_there_again(with_parked: bool) -> None:
         again.kv.recall(tokens, 50)
         found.append(again.kv.match(tokens, 50).length)
     assert found == ([50, 50, 50] if with_parked else [50, 50, 0])
+
+
+def test_sequence_that_leaves_twice_is_counted_once() -> None:
+    """What makes room for a sequence on its way back may replace it among the parked: the bytes stay the true ones."""
+    parked = ParkedSequences(bytes_max=400, bytes_per_token=1, gain_tokens_min=1)
+    assert parked.put(list(range(10)), lambda: bytearray(10))
+    found = parked.best(list(range(10)), 10)
+    assert found is not None
+    assert parked.put(list(range(12)), lambda: bytearray(12)), "which the first one is the beginning of"
+    parked.take(found[0])
+    assert (len(parked), parked.bytes) == (1, 12)

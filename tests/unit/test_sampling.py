@@ -11,7 +11,7 @@ from tests.support.llama_driver import GREEDY, LlamaDriver, llama_driver
 from tests.support.tiny_gguf import BOS, EOS, byte_tokens, write_tiny_gguf
 
 from llmvisor_runtimes.backend import RequestError
-from llmvisor_runtimes.llamacpp.sampling import token_logprob
+from llmvisor_runtimes.logprobs import token_logprob
 from llmvisor_runtimes.protocol import Sampling
 
 PROMPT = [BOS, *byte_tokens("theoryofeverything")]

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmvisor_runtimes import limits
-from llmvisor_runtimes.llamacpp.parked import common_prefix
 from llmvisor_runtimes.llamacpp.speculative import DraftPace, LookupDrafter
+from llmvisor_runtimes.prefill import common_prefix
 
 TOKENS = st.lists(st.integers(0, 3), max_size=60)
 SHORTEST = min(limits.lookup_ngram_tokens)

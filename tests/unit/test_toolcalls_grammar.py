@@ -65,7 +65,7 @@ def required(**fields: Any) -> ChatPrompt:
 def matcher_of(prompt: ChatPrompt, family: str, opening: str = "") -> LLMatcher:
     grammar = tool_grammar(prompt, family, opening)
     assert grammar is not None
-    assert grammar.kind == "lark"
+    assert grammar.kind == "tool_calls"
     matcher = LLMatcher(TOKENIZER, LLMatcher.grammar_from_lark(grammar.source))
     assert not matcher.get_error()
     return matcher

@@ -76,6 +76,9 @@ class FlagBackend:
     def prepare(self, request: Embed | Score) -> list[Input[Tokenized]]:
         return as_inputs(self._tokenized(request))
 
+    def join(self, pieces: Sequence[object]) -> list[Input[Tokenized]]:
+        return [input for piece in pieces for input in cast("list[Input[Tokenized]]", piece)]
+
     def _tokenized(self, request: Embed | Score) -> list[Tokenized]:
         folder, model = self._loaded
         if isinstance(request, Score):

@@ -13,7 +13,7 @@ from operator import attrgetter
 from llmvisor_runtimes import limits
 from llmvisor_runtimes.llamacpp.choice import Choice
 from llmvisor_runtimes.llamacpp.kvcache import KvCache, Match
-from llmvisor_runtimes.llamacpp.parked import common_prefix
+from llmvisor_runtimes.prefill import common_prefix
 
 _AGE: Callable[[Choice], int] = attrgetter("age")
 

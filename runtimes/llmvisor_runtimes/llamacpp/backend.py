@@ -157,6 +157,9 @@ class LlamaCppBackend:
         what = "embeddings" if isinstance(request, Embed) else "scores"
         raise RequestError("unsupported_operation", f"this model generates text, it gives no {what}", "model")
 
+    def join(self, pieces: Sequence[object]) -> list[list[int]]:
+        return [tokens for piece in pieces for tokens in cast("list[list[int]]", piece)]
+
     def encode(self, request: Embed | Score, prepared: object) -> None:
         assert self._encoder is not None, "prepare refuses"
         self._encoder.encode(request, cast("list[list[int]]", prepared))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from contextlib import ExitStack
 
 from llmvisor_runtimes.choice import ChoiceText, Usage, check_prompt
 from llmvisor_runtimes.llamacpp.constrained import Chooser, ConstrainedSampler
@@ -58,15 +59,20 @@ def make_request(
     request = Request(generate, prompt)
     sampling = generate.sampling
     seed = secrets.randbits(32) if sampling.seed is None else sampling.seed
-    for index in range(generate.n):
-        sampler = Sampler(
-            sampling, seed=seed + index, vocabulary=vocabulary, n_ctx=n_ctx, ignore_eos=generate.ignore_eos
-        )
-        sampler.remember(prompt)
-        chooser = ConstrainedSampler(sampler, constraint.matcher()) if constraint else sampler
-        request.choices.append(
-            Choice(request, index, age=age + index, n_ctx=n_ctx, sampler=chooser, vocabulary=vocabulary, format=format)
-        )
+    with ExitStack() as made:
+        for index in range(generate.n):
+            sampler = Sampler(
+                sampling, seed=seed + index, vocabulary=vocabulary, n_ctx=n_ctx, ignore_eos=generate.ignore_eos
+            )
+            made.callback(sampler.close)
+            sampler.remember(prompt)
+            chooser = ConstrainedSampler(sampler, constraint.matcher()) if constraint else sampler
+            request.choices.append(
+                Choice(
+                    request, index, age=age + index, n_ctx=n_ctx, sampler=chooser, vocabulary=vocabulary, format=format
+                )
+            )
+        made.pop_all()  # each is freed with its choice from here on
     return request
 
 

@@ -14,10 +14,10 @@ from llmvisor_runtimes.backend import LoadError
 from llmvisor_runtimes.llamacpp.adapters import check_gguf
 from llmvisor_runtimes.llamacpp.context import DECODED, LlamaContext, Part
 from llmvisor_runtimes.llamacpp.native import llama_cpp
-from llmvisor_runtimes.llamacpp.parked import common_prefix
 from llmvisor_runtimes.llamacpp.sampling import Row
 from llmvisor_runtimes.llamacpp.speculative import DraftPace
 from llmvisor_runtimes.llamacpp.weights import Weights
+from llmvisor_runtimes.prefill import common_prefix
 
 
 class DraftModel:

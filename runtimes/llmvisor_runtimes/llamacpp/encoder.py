@@ -15,6 +15,7 @@ from llmvisor_runtimes.llamacpp import context as llama
 from llmvisor_runtimes.llamacpp.encoder_context import Rows
 from llmvisor_runtimes.llamacpp.encoder_model import EncoderModel
 from llmvisor_runtimes.protocol import Embed, Embedding, Embeddings, Failed, Generate, Phase, Report, Score, Scores
+from llmvisor_runtimes.split import split_embeddings
 
 _NO_MEMORY = -2
 """What llama.cpp answers where it cannot allocate."""
@@ -213,7 +214,8 @@ class Encoder:
                 scores = [result.score for result in part.results]
                 self._ready.append(Scores(part.id, scores, self._tokens_of[part.id]))
             else:
-                self._ready += _frames(part)
+                items = [Embedding(result.tokens, dense=result.vector) for result in part.results]
+                self._ready += split_embeddings(Embeddings(part.id, part.first, items, part.last))
             if part.last:
                 self._forget(part.id)
 
@@ -236,15 +238,3 @@ class Encoder:
 
 def _unsupported(message: str) -> RequestError:
     return RequestError("unsupported_operation", message, "model")
-
-
-def _frames(part: Part[Result]) -> list[Embeddings]:
-    """A part of a request's vectors, in frames that are not too long."""
-    size = len(part.results[0].vector) if part.results else 0
-    most = max(1, limits.embeddings_frame_bytes // max(1, size))
-    items = [Embedding(result.tokens, dense=result.vector) for result in part.results]
-    starts = range(0, len(items), most) if items else [0]
-    return [
-        Embeddings(part.id, part.first + start, items[start : start + most], last=part.last and start == starts[-1])
-        for start in starts
-    ]

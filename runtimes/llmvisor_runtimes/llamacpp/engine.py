@@ -8,19 +8,22 @@ from typing import Literal, NamedTuple
 
 from llmvisor_runtimes import limits
 from llmvisor_runtimes.backend import Progress, RequestError
+from llmvisor_runtimes.choice import failure_of
 from llmvisor_runtimes.llamacpp import context as llama
 from llmvisor_runtimes.llamacpp.adapters import Adapters
 from llmvisor_runtimes.llamacpp.admission import Admission
-from llmvisor_runtimes.llamacpp.batch import PrefillPace, Turns, compose, divide
+from llmvisor_runtimes.llamacpp.batch import Turns, compose, divide
 from llmvisor_runtimes.llamacpp.choice import Choice, Request, make_request
 from llmvisor_runtimes.llamacpp.context import LlamaContext, Part
 from llmvisor_runtimes.llamacpp.draft import DraftModel, ModelDrafter
 from llmvisor_runtimes.llamacpp.kvcache import KvCache
 from llmvisor_runtimes.llamacpp.parked import AdapterSet
-from llmvisor_runtimes.llamacpp.sampling import Row, Rows, token_logprob
+from llmvisor_runtimes.llamacpp.sampling import Row, Rows
 from llmvisor_runtimes.llamacpp.speculative import Drafter, LookupDrafter
 from llmvisor_runtimes.llamacpp.vocabulary import Vocabulary
+from llmvisor_runtimes.logprobs import token_logprob
 from llmvisor_runtimes.output_format import OutputFormat
+from llmvisor_runtimes.prefill import PrefillPace
 from llmvisor_runtimes.protocol import Delta, Done, Failed, Generate, Phase, Report, Step, TokenLogprob
 from llmvisor_runtimes.structured import Constraint
 
@@ -117,6 +120,9 @@ class Engine:
 
     def generate(self, generate: Generate, prompt: list[int], constraint: Constraint | None = None) -> None:
         """Take a request in. Raises `RequestError` where it can never be served."""
+        adapters = self._adapters.wanted(generate.adapters)
+        drafters = [self._make_drafter(generate) for _ in range(generate.n)]
+        # Last, since nothing but the request itself frees the samplers that it holds.
         request = make_request(
             generate,
             prompt,
@@ -126,9 +132,9 @@ class Engine:
             format=self._format,
             constraint=constraint,
         )
-        request.adapters = self._adapters.wanted(generate.adapters)
-        for choice in request.choices:
-            choice.drafter = self._make_drafter(generate)
+        request.adapters = adapters
+        for choice, drafter in zip(request.choices, drafters, strict=True):
+            choice.drafter = drafter
         self._ages += generate.n
         self._admission.add(request.choices)
         self._requests[request.id] = request
@@ -282,18 +288,11 @@ class Engine:
     def _sample(self, choice: Choice, rows: Rows, output: int, tokens: list[int]) -> None:
         """The next token from the first row; from each further one the next again, while what was guessed holds."""
         request = choice.request
-        if choice.echo_due:
-            self._deltas.append(choice.echo(request.prompt_logprobs))
-        accepted = 0
-        while choice.finish is None:
-            try:
-                self._take(choice, rows[accepted], output + accepted)
-            except RequestError as error:
-                self._fail(request, error)
-                return
-            if accepted == len(tokens) - 1 or choice.tokens[-1] != tokens[accepted + 1]:
-                break
-            accepted += 1
+        try:
+            accepted = self._take_accepted(choice, rows, output, tokens)
+        except Exception as error:  # noqa: BLE001 - of one request alone: a grammar, a parser of its text
+            self._fail(request, failure_of(request.generate.request_id, error))
+            return
         if choice.drafter is not None:
             choice.drafter.observe(len(tokens) - 1, accepted)
             self._settle(choice, len(tokens) - 1, accepted)
@@ -301,6 +300,20 @@ class Engine:
             request.first_token_at = time.perf_counter()
         if choice.finish is not None:
             self._end(choice)
+
+    def _take_accepted(self, choice: Choice, rows: Rows, output: int, tokens: list[int]) -> int:
+        """Take tokens for as long as they are what was guessed; gives how many guesses were."""
+        if choice.echo_due:
+            self._deltas.append(choice.echo(choice.request.prompt_logprobs))
+        accepted = 0
+        # A grammar may take long over each token: the guesses left then count as wrong, so that nobody waits for them.
+        until = time.perf_counter() + limits.sample_seconds_max
+        while choice.finish is None:
+            self._take(choice, rows[accepted], output + accepted)
+            if accepted == len(tokens) - 1 or choice.tokens[-1] != tokens[accepted + 1] or time.perf_counter() > until:
+                break
+            accepted += 1
+        return accepted
 
     def _take(self, choice: Choice, row: Row, output: int) -> None:
         token = choice.sampler.choose(self._context, row, output)
@@ -375,5 +388,7 @@ class Engine:
     def _fail(self, request: Request, error: RequestError) -> None:
         for choice in request.choices:
             self._admission.leave(choice, keep=False)
+        # What it has earned in this step would come after its end.
+        self._deltas = [delta for delta in self._deltas if delta.id != request.id]
         self._reports.append(Failed(request.id, error.kind, error.message, error.param))
         self._forget(request)

@@ -14,7 +14,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from llmvisor_runtimes import limits
-from llmvisor_runtimes.llamacpp.parked import AdapterSet, Parked, ParkedSequences, common_prefix
+from llmvisor_runtimes.llamacpp.parked import AdapterSet, Parked, ParkedSequences
+from llmvisor_runtimes.prefill import common_prefix
 
 
 class KvMemory(Protocol):

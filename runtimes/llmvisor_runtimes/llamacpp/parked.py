@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from llmvisor_runtimes import limits
+from llmvisor_runtimes.prefill import common_prefix
 
 AdapterSet = tuple[tuple[str, float], ...]
 """The adapters that act, by name and scale, sorted: what a token's state depends on beside the tokens before it."""
@@ -72,8 +73,10 @@ class ParkedSequences:
 
     def take(self, parked: Parked) -> None:
         """Forget one that goes back into the context."""
-        self._kept = [kept for kept in self._kept if kept is not parked]
-        self.bytes -= len(parked.state)
+        # It may have left already: what makes room for it in the context is parked, which may drop it here.
+        if any(kept is parked for kept in self._kept):
+            self._kept = [kept for kept in self._kept if kept is not parked]
+            self.bytes -= len(parked.state)
 
     def keep(self, new: Parked) -> None:
         """Keep one whose state is there already."""
@@ -84,19 +87,3 @@ class ParkedSequences:
         self.bytes += len(new.state)
         while self.bytes > self._bytes_max:
             self.take(self._kept[0])
-
-
-_BLOCK = 128
-"""Tokens compared at once; list comparison is C, a loop is not."""
-
-
-def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens two lists have in common from the start."""
-    stop = min(len(first), len(second))
-    place = 0
-    while place < stop and first[place : place + _BLOCK] == second[place : place + _BLOCK]:
-        place += _BLOCK
-    place = min(place, stop)
-    while place < stop and first[place] == second[place]:
-        place += 1
-    return place

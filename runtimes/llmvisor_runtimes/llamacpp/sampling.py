@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from llmvisor_runtimes.backend import RequestError
 from llmvisor_runtimes.llamacpp.context import LlamaContext
 from llmvisor_runtimes.llamacpp.native import llama_cpp
 from llmvisor_runtimes.llamacpp.vocabulary import Vocabulary
-from llmvisor_runtimes.protocol import Sampling, TokenLogprob, TopLogprob
+from llmvisor_runtimes.protocol import Sampling
 
 _RANDOM_SEED = 0xFFFFFFFF
 """llama.cpp takes this seed for "choose one"; ours are always chosen already."""
@@ -112,83 +112,66 @@ class Sampler:
             self._chain = None
 
 
-def token_logprob(row: Row, token: int, top: int, vocabulary: Vocabulary) -> TokenLogprob:
-    """The log-probability of a token in a row of raw logits, and the `top` likeliest beside it."""
-    peak = float(row.max())
-    # In float64 the sum over a vocabulary of any size is exact enough to compare runs by.
-    normalizer = peak + math.log(float(np.exp(row - peak).sum(dtype=np.float64)))
-    best: list[TopLogprob] = []
-    if top:
-        ids = np.argpartition(row, -top)[-top:] if top < row.size else np.arange(row.size)
-        ids = ids[np.lexsort((ids, -row[ids]))]
-        best = [
-            TopLogprob(token=int(id), piece=vocabulary.written_piece(int(id)), logprob=float(row[id]) - normalizer)
-            for id in ids
-        ]
-    return TokenLogprob(
-        token=token, piece=vocabulary.written_piece(token), logprob=float(row[token]) - normalizer, top=best
-    )
-
-
 def _chain(sampling: Sampling, seed: int, vocabulary: Vocabulary, n_ctx: int, biases: dict[int, float]) -> object:
     params = llama_cpp.llama_sampler_chain_default_params()
     params.no_perf = True
     chain = llama_cpp.llama_sampler_chain_init(params)
-    for sampler in _samplers(sampling, seed, vocabulary, n_ctx, biases):
-        llama_cpp.llama_sampler_chain_add(chain, sampler)
+    try:
+        for sampler in _samplers(sampling, seed, vocabulary, n_ctx, biases):
+            llama_cpp.llama_sampler_chain_add(chain, sampler)
+    except BaseException:
+        llama_cpp.llama_sampler_free(chain)
+        raise
     return chain
 
 
 def _samplers(
     sampling: Sampling, seed: int, vocabulary: Vocabulary, n_ctx: int, biases: dict[int, float]
-) -> list[object]:
-    """llama.cpp's samplers in llama.cpp's order, without those that would change nothing."""
-    found: list[object] = []
+) -> Iterator[object]:
+    """llama.cpp's samplers in llama.cpp's order, without those that would change nothing; each made when it is due."""
     if biases:
         entries = (llama_cpp.llama_logit_bias * len(biases))(*biases.items())
-        found.append(llama_cpp.llama_sampler_init_logit_bias(vocabulary.size, len(biases), entries))
+        yield llama_cpp.llama_sampler_init_logit_bias(vocabulary.size, len(biases), entries)
     if _penalizes(sampling):
-        found.append(
-            llama_cpp.llama_sampler_init_penalties(
-                vocabulary.size,
-                _last_n(sampling.repeat_last_n, n_ctx),
-                sampling.repeat_penalty,
-                sampling.frequency_penalty,
-                sampling.presence_penalty,
-            )
+        yield llama_cpp.llama_sampler_init_penalties(
+            vocabulary.size,
+            _last_n(sampling.repeat_last_n, n_ctx),
+            sampling.repeat_penalty,
+            sampling.frequency_penalty,
+            sampling.presence_penalty,
         )
     if _dry(sampling):
-        found.append(_dry_sampler(sampling, vocabulary, n_ctx))
+        yield _dry_sampler(sampling, vocabulary, n_ctx)
     if sampling.temperature <= 0:
-        return [*found, llama_cpp.llama_sampler_init_greedy()]
-    if sampling.mirostat:
-        return found + _mirostat_samplers(sampling, seed, vocabulary)
-    return found + _truncating_samplers(sampling, seed) + [llama_cpp.llama_sampler_init_dist(seed)]
-
-
-def _truncating_samplers(sampling: Sampling, seed: int) -> list[object]:
-    found: list[object] = []
-    if sampling.top_k > 0:
-        found.append(llama_cpp.llama_sampler_init_top_k(sampling.top_k))
-    if sampling.typical_p < 1:
-        found.append(llama_cpp.llama_sampler_init_typical(sampling.typical_p, 1))
-    if sampling.top_p < 1:
-        found.append(llama_cpp.llama_sampler_init_top_p(sampling.top_p, 1))
-    if sampling.min_p > 0:
-        found.append(llama_cpp.llama_sampler_init_min_p(sampling.min_p, 1))
-    if sampling.xtc_probability > 0 and sampling.xtc_threshold <= 0.5:
-        found.append(llama_cpp.llama_sampler_init_xtc(sampling.xtc_probability, sampling.xtc_threshold, 1, seed))
-    found.append(llama_cpp.llama_sampler_init_temp(sampling.temperature))
-    return found
-
-
-def _mirostat_samplers(sampling: Sampling, seed: int, vocabulary: Vocabulary) -> list[object]:
-    tau, eta = sampling.mirostat_tau, sampling.mirostat_eta
-    if sampling.mirostat == 1:
-        chooser = llama_cpp.llama_sampler_init_mirostat(vocabulary.size, seed, tau, eta, _MIROSTAT_M)
+        yield llama_cpp.llama_sampler_init_greedy()
+    elif sampling.mirostat:
+        yield from _mirostat_samplers(sampling, seed, vocabulary)
     else:
-        chooser = llama_cpp.llama_sampler_init_mirostat_v2(seed, tau, eta)
-    return [llama_cpp.llama_sampler_init_temp(sampling.temperature), chooser]
+        yield from _truncating_samplers(sampling, seed)
+        yield llama_cpp.llama_sampler_init_dist(seed)
+
+
+def _truncating_samplers(sampling: Sampling, seed: int) -> Iterator[object]:
+    if sampling.top_k > 0:
+        yield llama_cpp.llama_sampler_init_top_k(sampling.top_k)
+    if sampling.typical_p < 1:
+        yield llama_cpp.llama_sampler_init_typical(sampling.typical_p, 1)
+    if sampling.top_p < 1:
+        yield llama_cpp.llama_sampler_init_top_p(sampling.top_p, 1)
+    if sampling.min_p > 0:
+        yield llama_cpp.llama_sampler_init_min_p(sampling.min_p, 1)
+    if sampling.xtc_probability > 0 and sampling.xtc_threshold <= 0.5:
+        yield llama_cpp.llama_sampler_init_xtc(sampling.xtc_probability, sampling.xtc_threshold, 1, seed)
+    yield llama_cpp.llama_sampler_init_temp(sampling.temperature)
+
+
+def _mirostat_samplers(sampling: Sampling, seed: int, vocabulary: Vocabulary) -> Iterator[object]:
+    tau, eta = sampling.mirostat_tau, sampling.mirostat_eta
+    yield llama_cpp.llama_sampler_init_temp(sampling.temperature)
+    if sampling.mirostat == 1:
+        yield llama_cpp.llama_sampler_init_mirostat(vocabulary.size, seed, tau, eta, _MIROSTAT_M)
+    else:
+        yield llama_cpp.llama_sampler_init_mirostat_v2(seed, tau, eta)
 
 
 def _dry_sampler(sampling: Sampling, vocabulary: Vocabulary, n_ctx: int) -> object:

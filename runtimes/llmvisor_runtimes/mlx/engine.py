@@ -22,10 +22,11 @@ from mlx_lm.models.cache import can_trim_prompt_cache, trim_prompt_cache
 
 from llmvisor_runtimes import limits
 from llmvisor_runtimes.backend import Progress, RequestError
+from llmvisor_runtimes.choice import failure_of
+from llmvisor_runtimes.logprobs import token_logprob
 from llmvisor_runtimes.mlx.model import MlxModel
 from llmvisor_runtimes.mlx.prefixes import PrefixCache
 from llmvisor_runtimes.mlx.reading import PromptReader
-from llmvisor_runtimes.mlx.sampling import token_logprob
 from llmvisor_runtimes.mlx.sequence import Cache, Choice, Request, make_request
 from llmvisor_runtimes.output_format import OutputFormat
 from llmvisor_runtimes.protocol import Delta, Done, Failed, Generate, Phase, Report, Step
@@ -217,26 +218,34 @@ class Engine:
         _read, responses = self._batch.next()
         self._tokens += len(responses)
         ended: list[Choice] = []
+        failed: dict[Choice, Exception] = {}
         for response in responses:
             choice = by_uid[response.uid]
-            request = choice.request
-            logprob = None
-            if choice.raw is not None:
-                row = choice.raw.take(len(choice.tokens))
-                logprob = token_logprob(row, response.token, request.generate.logprobs or 0, self._vocabulary)
-            complete = choice.mask is not None and choice.mask.complete
-            self._deltas.append(choice.take(response.token, logprob, complete=complete))
-            if request.usage.first_token_at is None:
-                request.usage.first_token_at = time.perf_counter()
+            try:
+                self._take(choice, response.token)
+            except Exception as error:  # noqa: BLE001 - of one request alone: a parser of its text
+                failed[choice] = error
+                continue
             if choice.finish is not None:
                 ended.append(choice)
         self._take_out(ended, keep=True)
         for choice in ended:
             self._end(choice)
         for choice in decoding:
-            error = choice.mask.error if choice.mask else None
+            error = failed.get(choice) or (choice.mask.error if choice.mask else None)
             if error is not None and choice.request.id in self._requests:
-                self._fail(choice.request, error)
+                self._fail(choice.request, failure_of(choice.request.generate.request_id, error))
+
+    def _take(self, choice: Choice, token: int) -> None:
+        request = choice.request
+        logprob = None
+        if choice.raw is not None:
+            row = choice.raw.take(len(choice.tokens))
+            logprob = token_logprob(row, token, request.generate.logprobs or 0, self._vocabulary)
+        complete = choice.mask is not None and choice.mask.complete
+        self._deltas.append(choice.take(token, logprob, complete=complete))
+        if request.usage.first_token_at is None:
+            request.usage.first_token_at = time.perf_counter()
 
     def _take_out(self, choices: list[Choice], *, keep: bool = False) -> None:
         """Out of the batch, each with its own cache; `keep` them for prompts that begin the same way."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
-from llmvisor_runtimes.llamacpp.parked import common_prefix
+from llmvisor_runtimes.prefill import common_prefix
 
 State = TypeVar("State")
 

@@ -13,12 +13,12 @@ import mlx.core as mx
 from mlx_lm.models.cache import can_trim_prompt_cache, trim_prompt_cache
 
 from llmvisor_runtimes import limits
-from llmvisor_runtimes.llamacpp.batch import PrefillPace
-from llmvisor_runtimes.llamacpp.parked import common_prefix
+from llmvisor_runtimes.logprobs import token_logprob
 from llmvisor_runtimes.mlx.model import MlxModel
 from llmvisor_runtimes.mlx.prefixes import PrefixCache
-from llmvisor_runtimes.mlx.sampling import as_numpy, token_logprob
+from llmvisor_runtimes.mlx.sampling import as_numpy
 from llmvisor_runtimes.mlx.sequence import Cache, Choice, Request
+from llmvisor_runtimes.prefill import PrefillPace, common_prefix
 from llmvisor_runtimes.protocol import TokenLogprob
 
 

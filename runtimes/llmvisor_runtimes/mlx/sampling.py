@@ -14,7 +14,7 @@ from mlx_lm.sample_utils import greedy_sampler, make_logits_processors, make_sam
 
 from llmvisor_runtimes.backend import RequestError
 from llmvisor_runtimes.mlx.vocabulary import Vocabulary
-from llmvisor_runtimes.protocol import Sampling, TokenLogprob, TopLogprob
+from llmvisor_runtimes.protocol import Sampling
 from llmvisor_runtimes.structured import Matcher
 
 Sampler = Callable[[mx.array], mx.array]
@@ -125,7 +125,7 @@ class GrammarMask:
 
     def __init__(self, matcher: Matcher, prompt_tokens: int, avoided: Collection[int] = ()) -> None:
         """`avoided` tokens come only where the grammar allows nothing else."""
-        self.error: RequestError | None = None
+        self.error: Exception | None = None
         """The grammar turned out to need too much, or to lead nowhere: the request has failed."""
         self._matcher = matcher
         self._seen = prompt_tokens
@@ -137,18 +137,22 @@ class GrammarMask:
         """After the tokens seen nothing may follow but the end."""
         return self._ended or self._matcher.finished
 
-    def __call__(self, context: mx.array, logits: mx.array) -> mx.array:
+    def _consume(self, context: mx.array) -> None:
+        """The tokens that have come since the last call."""
         new = context.size - self._seen
-        if new > 0:
+        if new > 0 and self.error is None:
             self._seen = context.size
             for token in np.array(context[-new:]):
                 self._ended = self._ended or not self._matcher.consume(int(token))
-        # The batch is one token ahead of what has been reported: after the end comes one that nobody sees.
-        if self.complete or self.error is not None:
-            return logits
+
+    def __call__(self, context: mx.array, logits: mx.array) -> mx.array:
         try:
+            self._consume(context)
+            # The batch is one token ahead of what has been reported: after the end comes one that nobody sees.
+            if self.complete or self.error is not None:
+                return logits
             words = np.frombuffer(bytes(self._matcher.mask()), dtype=np.uint8)
-        except RequestError as error:
+        except Exception as error:  # noqa: BLE001 - of one sequence alone, the batch goes on
             self.error = error
             return logits
         allowed = np.zeros(logits.shape[-1], dtype=bool)
@@ -165,21 +169,3 @@ class GrammarMask:
 def as_numpy(row: mx.array) -> np.ndarray:
     """Logits as float32 on this side."""
     return np.array(row.astype(mx.float32))
-
-
-def token_logprob(row: np.ndarray, token: int, top: int, vocabulary: Vocabulary) -> TokenLogprob:
-    """The log-probability of a token in a row of raw logits, and the `top` likeliest beside it."""
-    peak = float(row.max())
-    # In float64 the sum over a vocabulary of any size is exact enough to compare runs by.
-    normalizer = peak + math.log(float(np.exp(row - peak).sum(dtype=np.float64)))
-    best: list[TopLogprob] = []
-    if top:
-        ids = np.argpartition(row, -top)[-top:] if top < row.size else np.arange(row.size)
-        ids = ids[np.lexsort((ids, -row[ids]))]
-        best = [
-            TopLogprob(token=int(id), piece=vocabulary.written_piece(int(id)), logprob=float(row[id]) - normalizer)
-            for id in ids
-        ]
-    return TokenLogprob(
-        token=token, piece=vocabulary.written_piece(token), logprob=float(row[token]) - normalizer, top=best
-    )

@@ -106,7 +106,8 @@ Prompt = TextPrompt | TokenPrompt | ChatPrompt | InfillPrompt
 class Grammar(Frame, frozen=True):
     """What a generated text has to be."""
 
-    kind: Literal["json_object", "json_schema", "regex", "choice", "lark", "gbnf"]
+    kind: Literal["json_object", "json_schema", "regex", "choice", "lark", "gbnf", "tool_calls"]
+    """`tool_calls` is Lark that a worker has made itself: it is trusted to write no text that goes on for ever."""
     source: str = ""
     """A JSON Schema, a regular expression, a JSON list of texts, or a grammar."""
 

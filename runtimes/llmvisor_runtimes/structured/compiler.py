@@ -185,4 +185,5 @@ _NAMES = {
     "choice": "choice",
     "lark": "Lark grammar",
     "gbnf": "GBNF grammar",
+    "tool_calls": "grammar of tool calls",
 }

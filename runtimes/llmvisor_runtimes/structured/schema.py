@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from typing import TypeGuard
 
 from llmvisor_runtimes import limits
-from llmvisor_runtimes.structured.ranges import mend_range
-
-JsonObject = dict[str, object]
-Schema = JsonObject | bool
+from llmvisor_runtimes.structured.graph import Graph, JsonObject, Schema, is_list, is_object, parts
+from llmvisor_runtimes.structured.ranges import mend_range, multiples_cheap
 
 COMPACT: JsonObject = {
     "whitespace_flexible": False,
@@ -25,12 +21,12 @@ _FORMATS = ("date-time", "time", "date", "duration", "email", "hostname", "ipv4"
 """Those that llguidance writes. Others are remarks: JSON Schema lets a validator pass over a format."""
 _DIALECTS = ("http://json-schema.org/draft-", "https://json-schema.org/draft/")
 
-_ONE = ("additionalProperties", "additionalItems", "items", "contains", "not", "if", "then", "else", "propertyNames",
-        "unevaluatedProperties", "unevaluatedItems")  # fmt: skip
-_LIST = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
-_NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 _OPEN = {"additionalProperties", "patternProperties", "minProperties", "unevaluatedProperties"}
 """An object with one of these says itself what else may be in it."""
+_OTHERS = {"$ref", "anyOf", "oneOf"}
+_REMARKS = {"$comment", "$defs", "$id", "$schema", "definitions", "default", "deprecated", "description", "examples",
+            "title", "type"}  # fmt: skip
+"""Beside a reference these do not make a value fit any more than what is referred to."""
 _EMPTY: dict[str, tuple[object, ...]] = {
     "uniqueItems": (False,),
     "not": (False,),
@@ -55,8 +51,12 @@ def prepared_schema(source: str) -> str:
     root = _decoded(source)
     walk = _Walk()
     walk.visit(root, depth=1)
-    if not walk.can_end(root):
+    graph = walk.graph()
+    if not graph.can_end():
         raise ValueError("only an endless value would fit this schema: it requires itself within itself")
+    if graph.patterns_joined(limits.schema_patterns_joined_max) > limits.schema_patterns_joined_max:
+        raise ValueError(f"it joins parts with more than {limits.schema_patterns_joined_max} patterns")
+    walk.check_multiples()
     walk.close()
     root["x-guidance"] = COMPACT
     return json.dumps(root, ensure_ascii=False, separators=(",", ":"))
@@ -73,7 +73,7 @@ def _decoded(source: str) -> JsonObject:
         return {}
     if root is False:
         raise ValueError("nothing fits the schema `false`")
-    if not _is_object(root):
+    if not is_object(root):
         raise ValueError("a schema has to be a JSON object")
     return root
 
@@ -104,21 +104,18 @@ class _Walk:
             self._references[reference] = _target(self._nodes[0], reference)
             if len(self._references) > limits.schema_references_max:
                 raise ValueError(f"the schema refers to more than {limits.schema_references_max} places")
-        for part in _parts(schema):
+        for part in parts(schema):
             self.visit(part, depth=depth + 1)
 
-    def can_end(self, root: JsonObject) -> bool:
-        """Whether a finite value fits. A reference can end where what it names can without it."""
-        ending: set[str] = set()
-        while True:
-            more = {
-                reference
-                for reference, schema in self._references.items()
-                if reference not in ending and _can_end(schema, ending, limits.schema_depth_max)
-            }
-            if not more:
-                return _can_end(root, ending, limits.schema_depth_max)
-            ending |= more
+    def check_multiples(self) -> None:
+        """Raises `ValueError` where the automata for all `multipleOf` would take too long to make."""
+        numbers = {node["multipleOf"] for node in self._nodes if isinstance(node.get("multipleOf"), int | float)}
+        if not multiples_cheap(numbers, joined=any(map(_joins, self._nodes))):
+            raise ValueError("the numbers of multipleOf are too large")
+
+    def graph(self) -> Graph:
+        """What all of it leads to."""
+        return Graph(self._nodes[0], self._references)
 
     def close(self) -> None:
         """Allow no properties beside those that are named; nowhere, where objects are put together from parts."""
@@ -132,12 +129,17 @@ def _combines(schema: JsonObject) -> bool:
     return bool(joined) or "allOf" in schema
 
 
+def _joins(schema: JsonObject) -> bool:
+    """Whether a value has to fit several schemas at once."""
+    return "allOf" in schema or bool(schema.keys() & _OTHERS and len(schema.keys() - _REMARKS) > 1)
+
+
 def _names_all(schema: JsonObject) -> bool:
     """Whether an object's own properties suffice for it."""
     properties, required = schema.get("properties"), schema.get("required", [])
-    if not _is_object(properties) or not properties or schema.keys() & _OPEN:
+    if not is_object(properties) or not properties or schema.keys() & _OPEN:
         return False
-    return _is_list(required) and all(name in properties for name in required)
+    return is_list(required) and all(name in properties for name in required)
 
 
 def _leave_out(schema: JsonObject) -> None:
@@ -145,25 +147,16 @@ def _leave_out(schema: JsonObject) -> None:
         # `0 == False`, but a number here is a mistake that llguidance shall tell of.
         if any(type(schema.get(name)) is type(value) and schema[name] == value for value in empty):
             del schema[name]
+    for name in ("type", "required"):
+        # llguidance does its work once for each time that a name is told.
+        if is_list(named := schema.get(name)) and all(isinstance(one, str) for one in named):
+            schema[name] = list(dict.fromkeys(named))
     if schema.get("format") not in _FORMATS:
         schema.pop("format", None)
     dialect = schema.get("$schema")
     if not (isinstance(dialect, str) and dialect.startswith(_DIALECTS)):
         schema.pop("$schema", None)
     schema.pop("x-guidance", None)
-
-
-def _parts(schema: JsonObject) -> Iterator[JsonObject]:
-    """The schemas directly within one."""
-    for name in _ONE:
-        if _is_object(part := schema.get(name)):
-            yield part
-    for name in _LIST:
-        if _is_list(parts := schema.get(name)):
-            yield from (part for part in parts if _is_object(part))
-    for name in _NAMED:
-        if _is_object(named := schema.get(name)):
-            yield from (part for part in named.values() if _is_object(part))
 
 
 def _target(root: JsonObject, reference: str) -> Schema:
@@ -173,56 +166,10 @@ def _target(root: JsonObject, reference: str) -> Schema:
     place: object = root
     for name in reference[1:].split("/")[1:]:
         key = name.replace("~1", "/").replace("~0", "~")
-        if _is_object(place):
+        if is_object(place):
             place = place.get(key, True)
-        elif _is_list(place) and key.isdigit() and int(key) < len(place):
+        elif is_list(place) and key.isdigit() and int(key) < len(place):
             place = place[int(key)]
         else:
             return True
-    return place if _is_object(place) or isinstance(place, bool) else True
-
-
-def _can_end(schema: object, ending: set[str], depth: int) -> bool:
-    """Whether a finite value may fit. In doubt yes: this only finds what plainly requires itself."""
-    if not _is_object(schema) or depth == 0:
-        return True
-    reference = schema.get("$ref")
-    if isinstance(reference, str) and reference not in ending:
-        return False
-    for name in ("anyOf", "oneOf"):
-        if _is_list(parts := schema.get(name)) and not any(_can_end(part, ending, depth - 1) for part in parts):
-            return False
-    if _is_list(parts := schema.get("allOf")) and not all(_can_end(part, ending, depth - 1) for part in parts):
-        return False
-    kinds = schema.get("type")
-    names = kinds if _is_list(kinds) else [kinds]
-    if "const" in schema or "enum" in schema or not set(map(str, names)) <= {"object", "array"}:
-        return True
-    return any(_container_can_end(str(name), schema, ending, depth - 1) for name in names)
-
-
-def _container_can_end(kind: str, schema: JsonObject, ending: set[str], depth: int) -> bool:
-    if kind == "object":
-        required = schema.get("required")
-        named = schema.get("properties")
-        properties: JsonObject = named if _is_object(named) else {}
-        others = schema.get("additionalProperties", True)
-        wanted = required if _is_list(required) else []
-        return all(_can_end(properties.get(str(name), others), ending, depth) for name in wanted)
-    least = schema.get("minItems")
-    count = least if isinstance(least, int) else 0
-    items = schema.get("prefixItems", schema.get("items"))
-    first = items if _is_list(items) else []
-    rest = schema.get("items", True)
-    parts = first[:count]
-    if count > len(first) and not _is_list(rest):
-        parts = [*parts, rest]
-    return all(_can_end(part, ending, depth) for part in parts)
-
-
-def _is_object(value: object) -> TypeGuard[JsonObject]:
-    return isinstance(value, dict)
-
-
-def _is_list(value: object) -> TypeGuard[list[object]]:
-    return isinstance(value, list)
+    return place if is_object(place) or isinstance(place, bool) else True

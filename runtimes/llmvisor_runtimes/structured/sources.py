@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import msgspec
 
@@ -10,7 +11,15 @@ from llmvisor_runtimes import limits
 from llmvisor_runtimes.protocol import Grammar
 from llmvisor_runtimes.structured.schema import prepared_schema
 
+_NO_FORCING = '%llguidance {"no_forcing": true}'
+"""Where only one byte can come next, llguidance goes on to the next choice, and never returns where there is none.
+
+So it is with `start: A A` and `A: /x+/`, for the first `A` takes every `x`. What is written last holds.
+"""
+_SCHEMA = re.compile(r"%json\b[^{]*")
+
 _ANY_OBJECT = '{"type":"object"}'
+_JSON = json.JSONDecoder()
 
 
 def llguidance_grammar(grammar: Grammar) -> str:
@@ -19,22 +28,37 @@ def llguidance_grammar(grammar: Grammar) -> str:
     if len(source.encode()) > limits.grammar_source_bytes_max:
         raise ValueError(f"it is longer than {limits.grammar_source_bytes_max} bytes")
     match grammar.kind:
-        case "json_object":
-            return _wrapped(json_schema=msgspec.Raw(prepared_schema(_ANY_OBJECT).encode()))
-        case "json_schema":
-            return _wrapped(json_schema=msgspec.Raw(prepared_schema(source).encode()))
+        case "json_object" | "json_schema":
+            schema = prepared_schema(source if grammar.kind == "json_schema" else _ANY_OBJECT)
+            return _wrapped(json_schema=msgspec.Raw(schema.encode()))
         case "regex":
-            return _wrapped(lark_grammar=_lark_of_regex(source))
+            lark = _lark_of_regex(source)
         case "choice":
-            return _wrapped(lark_grammar=_lark_of_texts(source))
+            lark = _lark_of_texts(source)
         case "lark":
-            return _wrapped(lark_grammar=source)
+            lark = _bounded(source)
         case "gbnf":
-            return _wrapped(lark_grammar=_lark_of_gbnf(source))
+            lark = _bounded(_lark_of_gbnf(source))
+        case "tool_calls":
+            lark = source
+    return _wrapped(lark_grammar=lark)
 
 
 def _wrapped(**grammar: str | msgspec.Raw) -> str:
     return msgspec.json.encode({"grammars": [grammar]}).decode()
+
+
+def _bounded(source: str) -> str:
+    """A Lark grammar of somebody else's. Raises `ValueError` for a schema in it that `prepared_schema` refuses."""
+    for match in _SCHEMA.finditer(source):
+        try:
+            _, end = _JSON.raw_decode(source, match.end())
+        except RecursionError as error:
+            raise ValueError("a schema in it is nested too deep") from error
+        except ValueError:
+            continue  # llguidance tells what is wrong
+        prepared_schema(source[match.end() : end])
+    return f"{source}\n{_NO_FORCING}\n"
 
 
 def _lark_of_regex(source: str) -> str:

@@ -34,7 +34,7 @@ def tool_grammar(prompt: ChatPrompt, family: str, opening: str = "") -> Grammar 
     format = format_of(family)
     shape = FORMATS[format].shape
     lines = [*_thoughts(family, format, opening), *_calls(shape, tools, parallel=prompt.parallel_tool_calls)]
-    return Grammar("lark", "\n".join(lines) + "\n")
+    return Grammar("tool_calls", "\n".join(lines) + "\n")
 
 
 def _calls(shape: Shape, tools: Sequence[tuple[int, Tool]], *, parallel: bool) -> list[str]:

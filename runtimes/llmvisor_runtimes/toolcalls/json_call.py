@@ -104,6 +104,7 @@ class _Call:
         self._name: str | None = None
         self._arguments: str | None = None
         self._begun = False
+        self._nested = False
 
     def members(self) -> Steps[None]:
         """The members of the object, its end included."""
@@ -145,7 +146,8 @@ class _Call:
         next_character = yield from reader.peek()
         if key in NAME_KEYS and next_character == '"' and self._name is None:
             self._name = self._checked(decoded_string((yield from reader.string())))
-        elif key == "function" and next_character == "{" and self._name is None:
+        elif key == "function" and next_character == "{" and self._name is None and not self._nested:
+            self._nested = True
             yield from reader.expect("{")
             yield from self.members()
         elif key in ARGUMENT_KEYS and self._arguments is None and not self._begun:

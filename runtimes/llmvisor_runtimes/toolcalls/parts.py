@@ -92,12 +92,12 @@ class Found:
         self.begin_part()
         self._index += 1
         if not self._dropped:
-            self._calls.append(ToolCallDelta(self._index, self._new_id(), name, ""))
+            self._calls.append(ToolCallDelta(self._index, self._new_id(), _encodable(name), ""))
 
     def add_arguments(self, text: str) -> None:
         """More of the call's arguments, JSON as the model writes it."""
         if text and not self._dropped:
-            self._calls.append(ToolCallDelta(self._index, None, None, text))
+            self._calls.append(ToolCallDelta(self._index, None, None, _encodable(text)))
 
     def end(self) -> None:
         """The text has ended: white space that was held back comes out."""
@@ -126,6 +126,11 @@ class Found:
         end = max(len(text.rstrip(_SPACE)), len(text) - limits.white_space_held_chars_max)
         self._pending = text[end:]
         return text[:end]
+
+
+def _encodable(text: str) -> str:
+    """The text with U+FFFD for halves of surrogate pairs, which JSON's escapes can stand for and UTF-8 cannot."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _joined(deltas: list[ToolCallDelta]) -> list[ToolCallDelta]:
