@@ -125,6 +125,18 @@ async def test_cancelled_call_leaves_the_queue() -> None:
     assert world.runtime.state is State.STOPPING
 
 
+async def test_nothing_is_believed_of_a_worker_that_broke_the_protocol() -> None:
+    """What it still sends before it is dead is no answer."""
+    world = FakeWorld()
+    worker = await world.loaded()
+    stream = world.runtime.generate(generation())
+    worker.report(step(99, "nobody's"))
+    worker.report(step(1, "late", done=True))
+    worker.exit(1)
+    with pytest.raises(RuntimeCrashed):
+        [delta async for batch in stream for delta in batch]
+
+
 async def test_crash_ends_what_ran_and_serves_what_waited() -> None:
     """The next worker gets the request that was queued."""
     world = FakeWorld()

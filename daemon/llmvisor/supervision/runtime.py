@@ -324,6 +324,8 @@ class Runtime:
             self._worker.send(command)
 
     def _on_report(self, report: Report) -> None:
+        if self._stop_asked is not None and self._stop_asked.rung == "kill":
+            return  # it broke the protocol: nothing more of it is believed
         if self._watch is not None:
             self._watch.observe(report, self._now())
         match report:
