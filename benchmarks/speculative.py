@@ -9,7 +9,7 @@ from benchmarks.figures import Bound, Figure, Options, command, compare
 from benchmarks.harness import HOST, Load, Server, daemon, starter_model
 from benchmarks.workload import COMPLETIONS, fresh_number
 
-RECORDS = 12
+LINES = 24
 
 
 async def measure(options: Options) -> list[Figure]:
@@ -25,12 +25,10 @@ async def measure(options: Options) -> list[Figure]:
 
 
 def _prompt(number: int) -> str:
-    """Records that follow one after the other, as a program writes them; the model goes on with more."""
-    records = [
-        f'  {{"id": {index}, "name": "item {index}", "price": {number}.50, "in_stock": true, "tags": ["a", "b"]}},'
-        for index in range(RECORDS)
-    ]
-    return "[\n" + "\n".join(records) + "\n"
+    """One line, again and again: the model goes on with it."""
+    return (
+        f"Line {number}: the quiet engine repairs the harbour lights, and the baker crosses the winter road.\n" * LINES
+    )
 
 
 async def _tokens_per_second(server: Server, prompt: str, tokens: int, how: str) -> float:
