@@ -10,7 +10,7 @@ import pytest
 
 from llmvisor_runtimes.backend import LoadError
 from llmvisor_runtimes.flag.folder import ModelFolder, read_folder
-from llmvisor_runtimes.flag.options import FlagOptions, Kind, Pooling, decode_options
+from llmvisor_runtimes.flag.options import FlagOptions, Kind, Pooling, read_options
 
 BERT = {"architectures": ["BertModel"], "model_type": "bert", "hidden_size": 384, "max_position_embeddings": 512}
 HEADS = {"sparse_linear.pt": b"", "colbert_linear.pt": b""}
@@ -155,7 +155,7 @@ def test_unknown_option_is_named_with_the_nearest() -> None:
     """A slip of the pen is told, not ignored."""
     packed = msgspec.Raw(msgspec.msgpack.encode("cpu"))
     with pytest.raises(LoadError, match="'device'"):
-        decode_options({"devise": packed})
+        read_options({"devise": packed})
     with pytest.raises(LoadError, match="batch_inputs"):
-        decode_options({"batch_inputs": packed})
-    assert decode_options({"device": packed}).device == "cpu"
+        read_options({"batch_inputs": packed})
+    assert read_options({"device": packed}).device == "cpu"

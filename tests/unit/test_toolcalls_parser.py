@@ -556,7 +556,8 @@ def test_toolcalls_parts_of_any_text_are_utf8(family: str, text: str, places: li
     for parts in [*map(parser.feed, cut(text, places)), parser.finish()]:
         names = [call.name or "" for call in parts.tool_calls]
         arguments = [call.arguments for call in parts.tool_calls]
-        "".join([parts.text, parts.reasoning, *names, *arguments]).encode()
+        said = "".join([parts.text, parts.reasoning, *names, *arguments])
+        assert said.encode("utf-8", "replace").decode() == said
 
 
 @pytest.mark.parametrize(

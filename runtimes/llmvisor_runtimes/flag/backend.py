@@ -14,7 +14,7 @@ from llmvisor_runtimes.encoding import Input
 from llmvisor_runtimes.flag.engine import FlagEngine, as_inputs
 from llmvisor_runtimes.flag.folder import ModelFolder, read_folder
 from llmvisor_runtimes.flag.library import import_library
-from llmvisor_runtimes.flag.options import FlagOptions, decode_options
+from llmvisor_runtimes.flag.options import FlagOptions, read_options
 from llmvisor_runtimes.flag.tokens import Tokenized
 from llmvisor_runtimes.protocol import (
     ChatPrompt,
@@ -59,7 +59,7 @@ class FlagBackend:
 
     def load(self, load: Load, progress: LoadProgressCallback) -> ModelInfo:
         began = time.monotonic()
-        options = decode_options(load.options.options)
+        options = read_options(load.options.options)
         folder = read_folder(load.path, options)
         import_library(progress)
         from llmvisor_runtimes.flag import loading  # noqa: PLC0415 - it imports torch

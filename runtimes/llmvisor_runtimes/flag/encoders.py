@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from llmvisor_runtimes.flag.tokens import Tokenized
 from llmvisor_runtimes.protocol import Embedding
 
 
-class TorchEncoder:
+class TorchEncoder(ABC):
     """A model on one device. Subclasses say what comes of its hidden states."""
 
     def __init__(self, model: torch.nn.Module, *, device: str, pad_id: int) -> None:
@@ -41,8 +42,9 @@ class TorchEncoder:
     def set_threads(self, count: int) -> None:
         torch.set_num_threads(max(1, count))
 
+    @abstractmethod
     def _compute(self, inputs: Sequence[Tokenized], batch: dict[str, torch.Tensor]) -> list[Result]:
-        raise NotImplementedError
+        """The results of one padded batch, in order."""
 
     def _batch(self, inputs: Sequence[Tokenized]) -> dict[str, torch.Tensor]:
         """The inputs padded to the longest, on the right: causal models give the same for any padding there."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Annotated, Literal
 
 import msgspec
 
-from llmvisor_runtimes.backend import LoadError
+from llmvisor_runtimes.options import decode_options
 
 Kind = Literal["m3", "dense", "reranker", "llm_reranker", "layerwise_reranker"]
 """Which of FlagEmbedding's classes serves a model: `BGEM3FlagModel`, `FlagModel`, `FlagReranker`, `FlagLLMReranker`,
@@ -41,15 +40,6 @@ class FlagOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     batch_inputs: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 256
 
 
-def decode_options(raw: dict[str, msgspec.Raw]) -> FlagOptions:
-    """The options, checked. Raises `LoadError` (permanent) naming the key and, where there is one, the nearest."""
-    known = FlagOptions.__struct_fields__
-    for name in raw:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
-            raise LoadError(f"the flag backend has no option {name!r}{hint}", permanent=True)
-    try:
-        return msgspec.msgpack.decode(msgspec.msgpack.encode(raw), type=FlagOptions)
-    except msgspec.MsgspecError as error:
-        raise LoadError(f"options of the flag backend: {error}", permanent=True) from error
+def read_options(raw: dict[str, msgspec.Raw]) -> FlagOptions:
+    """Raises `LoadError` (permanent)."""
+    return decode_options(raw, FlagOptions, backend="flag")

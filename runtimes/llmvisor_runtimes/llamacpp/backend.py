@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING, cast
@@ -97,9 +96,6 @@ class LlamaCppBackend:
         self._state_file = model.state_file(load)
         if self._state_file:
             kv.restore(self._state_file.take())
-        # What is loaded stays: the collector need not walk it again while tokens wait.
-        gc.collect()
-        gc.freeze()
         return model.info
 
     def _load_encoder(self, weights: Weights, load: Load, progress: LoadProgressCallback) -> ModelInfo:

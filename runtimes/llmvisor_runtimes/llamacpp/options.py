@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Annotated, Literal
 
 import msgspec
 
 from llmvisor_runtimes.backend import LoadError
+from llmvisor_runtimes.options import decode_options
 
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 
@@ -55,20 +55,9 @@ class LlamaCppOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     them in the context."""
 
 
-def decode_options(raw: dict[str, msgspec.Raw]) -> LlamaCppOptions:
-    """The options, checked. Raises `LoadError` (permanent) naming the key and, where there is one, the nearest."""
-    known = LlamaCppOptions.__struct_fields__
-    for name in raw:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
-            raise LoadError(f"the llamacpp backend has no option {name!r}{hint}", permanent=True)
-    try:
-        options = msgspec.msgpack.decode(msgspec.msgpack.encode(raw), type=LlamaCppOptions)
-    except msgspec.MsgspecError as error:
-        raise LoadError(f"options of the llamacpp backend: {error}", permanent=True) from error
-    if options.speculative == "draft" and options.draft_model is None:
-        raise LoadError("speculative 'draft' needs a draft_model", permanent=True)
+def read_options(raw: dict[str, msgspec.Raw]) -> LlamaCppOptions:
+    """The options, checked against each other as well. Raises `LoadError` (permanent)."""
+    options = decode_options(raw, LlamaCppOptions, backend="llamacpp")
     quantized_v = options.type_v not in {"f32", "f16", "bf16"}
     if quantized_v and options.flash_attn == "off":
         raise LoadError(f"type_v {options.type_v!r} needs flash attention, which is off", permanent=True)

@@ -11,7 +11,7 @@ from typing import Literal
 from llmvisor_runtimes.backend import LoadError, LoadProgressCallback
 from llmvisor_runtimes.llamacpp.log import LlamaLog
 from llmvisor_runtimes.llamacpp.native import llama_cpp
-from llmvisor_runtimes.llamacpp.options import LlamaCppOptions, decode_options
+from llmvisor_runtimes.llamacpp.options import LlamaCppOptions, read_options
 from llmvisor_runtimes.llamacpp.vocabulary import Vocabulary
 from llmvisor_runtimes.protocol import Load
 
@@ -42,7 +42,7 @@ class Weights:
     def __init__(self, load: Load, progress: LoadProgressCallback) -> None:
         """Raises `LoadError`."""
         self.started_at = time.perf_counter()
-        self.options: LlamaCppOptions = decode_options(load.options.options)
+        self.options: LlamaCppOptions = read_options(load.options.options)
         _check(load)
         self.log = LlamaLog()
         self.log.install()

@@ -19,7 +19,7 @@ from mlx_lm.utils import get_total_parameters, load_model
 
 from llmvisor_runtimes.backend import LoadError, LoadProgressCallback, RequestError
 from llmvisor_runtimes.mlx.folder import ModelFolder, read_folder
-from llmvisor_runtimes.mlx.options import decode_options, without_meaning
+from llmvisor_runtimes.mlx.options import read_options, without_meaning
 from llmvisor_runtimes.mlx.vocabulary import Vocabulary
 from llmvisor_runtimes.output_format import OutputFormat
 from llmvisor_runtimes.protocol import Load, Memory, ModelInfo
@@ -38,7 +38,7 @@ class MlxModel:
     def __init__(self, load: Load, progress: LoadProgressCallback, *, version: str) -> None:
         """Raises `LoadError`."""
         started = time.perf_counter()
-        self.options = decode_options(load.options.options)
+        self.options = read_options(load.options.options)
         self.slots = load.options.parallel
         folder = read_folder(Path(load.path))
         for name in without_meaning(load.options):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Annotated
 
 import msgspec
 
-from llmvisor_runtimes.backend import LoadError
+from llmvisor_runtimes.options import decode_options
 from llmvisor_runtimes.protocol import ModelOptions
 
 
@@ -22,18 +21,9 @@ class MlxOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Memory that they may take."""
 
 
-def decode_options(raw: dict[str, msgspec.Raw]) -> MlxOptions:
-    """The options, checked. Raises `LoadError` (permanent) naming the key and, where there is one, the nearest."""
-    known = MlxOptions.__struct_fields__
-    for name in raw:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
-            raise LoadError(f"the mlx backend has no option {name!r}{hint}", permanent=True)
-    try:
-        return msgspec.msgpack.decode(msgspec.msgpack.encode(raw), type=MlxOptions)
-    except msgspec.MsgspecError as error:
-        raise LoadError(f"options of the mlx backend: {error}", permanent=True) from error
+def read_options(raw: dict[str, msgspec.Raw]) -> MlxOptions:
+    """Raises `LoadError` (permanent)."""
+    return decode_options(raw, MlxOptions, backend="mlx")
 
 
 def without_meaning(options: ModelOptions) -> list[str]:
