@@ -52,8 +52,8 @@ class ModelInfo(Frame, frozen=True):
     """Sequences that decode together."""
     vocabulary: int
     capabilities: list[str]
-    """Of `chat`, `completions`, `tokenize`, `tools`, `structured_output`, `infill`, `vision`, `audio`, `embedding`,
-    `sparse`, `colbert`, `rerank`."""
+    """Of `chat`, `completions`, `tokenize`, `tools`, `structured_output`, `infill`, `adapters`, `vision`, `audio`,
+    `embedding`, `sparse`, `colbert`, `rerank`."""
     memory: Memory
     load_seconds: float
     backend: str
