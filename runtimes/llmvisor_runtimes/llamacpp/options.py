@@ -58,6 +58,8 @@ class LlamaCppOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def read_options(raw: dict[str, msgspec.Raw]) -> LlamaCppOptions:
     """The options, checked against each other as well. Raises `LoadError` (permanent)."""
     options = decode_options(raw, LlamaCppOptions, backend="llamacpp")
+    if options.speculative == "draft" and options.draft_model is None:
+        raise LoadError("speculative 'draft' needs a draft_model", permanent=True)
     quantized_v = options.type_v not in {"f32", "f16", "bf16"}
     if quantized_v and options.flash_attn == "off":
         raise LoadError(f"type_v {options.type_v!r} needs flash attention, which is off", permanent=True)
