@@ -82,7 +82,11 @@ class Backend(Protocol):
         ...
 
     def tokenize(self, prompt: Prompt, *, add_special: bool, parse_special: bool) -> list[int]:
-        """A prompt's token ids; a `ChatPrompt` is rendered first. Raises `RequestError`."""
+        """A prompt's token ids; a `ChatPrompt` is rendered first. Raises `RequestError`.
+
+        Places of images and sounds are negative numbers, whose meaning is the backend's own: `generate` gets the very
+        list that this gave.
+        """
         ...
 
     def detokenize(self, tokens: Sequence[int]) -> tuple[str, list[bytes]]:

@@ -76,16 +76,16 @@ class Usage:
         )
 
 
-def check_prompt(prompt: list[int], *, n_ctx: int, vocabulary: Vocabulary) -> None:
-    """Raises `RequestError` for a prompt that can never be served."""
+def check_prompt(prompt: list[int], *, n_ctx: int, vocabulary: Vocabulary, length: int | None = None) -> None:
+    """Raises `RequestError` for a prompt that can never be served; `length` counts its images too."""
     vocabulary.check(prompt, "prompt")
-    if not prompt:
+    length = len(prompt) if length is None else length
+    if not length:
         raise RequestError("invalid_value", "the prompt is empty: there is no token to continue", "prompt")
-    if len(prompt) >= n_ctx:
+    if length >= n_ctx:
         raise RequestError(
             "context_length_exceeded",
-            f"the prompt has {len(prompt)} tokens, but the context holds {n_ctx} including at least one generated "
-            "token",
+            f"the prompt has {length} tokens, but the context holds {n_ctx} including at least one generated token",
             "prompt",
         )
 

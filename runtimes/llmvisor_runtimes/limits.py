@@ -288,3 +288,26 @@ state_file_bytes_max = 1024 * 1024 * 1024
 
 state_sequences_max = 64
 """Sequences in it."""
+
+# -- images and sounds
+
+media_turn_seconds_min = 0.02
+"""How long an image is encoded, at least, between two steps of those that stream."""
+
+media_turn_seconds_max = 0.4
+"""The same at most: the gap they see."""
+
+media_poll_seconds = 0.01
+"""How often the engine looks whether an image is encoded while it has nothing else to do."""
+
+media_digests_max = 4096
+"""Images and sounds, of late, that are known again."""
+
+sound_seconds_max = 1800.0
+"""The longest sound: about 200 MB once it is unpacked."""
+
+sounds_seconds_max = 3600.0
+"""Those of one conversation together."""
+
+sound_samples_min = 160
+"""The shortest: 10 ms. libmtmd takes a sound of one sample for a mistake of its caller's, and ends the process."""

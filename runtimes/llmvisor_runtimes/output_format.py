@@ -47,7 +47,8 @@ class OutputFormat:
             return None
         if request.grammar is not None and not requires_call(conversation):
             return None
-        return make_parser(conversation, self.family, self._vocabulary.detokenize(prompt[-_OPENING_TOKENS:]))
+        opening = [token for token in prompt[-_OPENING_TOKENS:] if token >= 0]  # others stand for images
+        return make_parser(conversation, self.family, self._vocabulary.detokenize(opening))
 
 
 class Grammars:

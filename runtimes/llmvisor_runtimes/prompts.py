@@ -15,6 +15,7 @@ from llmvisor_runtimes.backend import Backend, Constrains, Encodes, JoinsPieces,
 from llmvisor_runtimes.pipes import Pipes
 from llmvisor_runtimes.protocol import (
     ApplyTemplate,
+    ChatPrompt,
     Detokenize,
     Embed,
     Failed,
@@ -84,10 +85,14 @@ class _Bulk:
         return msgspec.structs.replace(self.request, inputs=self.request.inputs[start:stop])
 
 
+_TEXT_LANE, _MEDIA_LANE, _BULK_LANE = range(3)
+
+
 class PromptThread:
     """Answers what needs the tokenizer alone, and makes requests ready for the engine, in the order they come.
 
-    Those of the bulk lane let all others pass, also between the pieces that they are cut into.
+    Those with images, which take a while to decode, let those without pass. Those of the bulk lane let all others
+    pass, also between the pieces that they are cut into.
     """
 
     def __init__(
@@ -100,26 +105,25 @@ class PromptThread:
         self._waiting = waiting
         self._ready = ready
         # By lane, then by number, which nobody shares.
-        self._queue: queue.PriorityQueue[tuple[bool, int, PromptCommand | _Bulk]] = queue.PriorityQueue()
+        self._queue: queue.PriorityQueue[tuple[int, int, PromptCommand | _Bulk]] = queue.PriorityQueue()
         self._numbers = itertools.count()
 
     def put(self, command: PromptCommand) -> None:
         """Leave a command to this thread. For one thread."""
-        is_bulk = isinstance(command, Embed | Score) and command.lane == "bulk"
-        self._queue.put((is_bulk, next(self._numbers), command))
+        self._queue.put((_lane(command), next(self._numbers), command))
 
     def run(self) -> None:
         """Work for ever."""
         while True:
-            is_bulk, number, work = self._queue.get()
+            lane, number, work = self._queue.get()
             command = work.request if isinstance(work, _Bulk) else work
             try:
                 if not self.loaded:
                     raise RequestError("internal_error", "no model is loaded")  # noqa: TRY301 - answered right below
-                if is_bulk and isinstance(self._backend, JoinsPieces) and isinstance(command, Embed | Score):
+                if lane == _BULK_LANE and isinstance(self._backend, JoinsPieces) and isinstance(command, Embed | Score):
                     bulk = work if isinstance(work, _Bulk) else _Bulk(command)
                     if self._advance(bulk, self._backend):
-                        self._queue.put((is_bulk, number, bulk))  # still the first of its lane
+                        self._queue.put((lane, number, bulk))  # still the first of its lane
                 else:
                     self._handle(command)
             except RequestError as error:
@@ -154,7 +158,8 @@ class PromptThread:
             tokens = self._tokenize(
                 command.prompt, add_special=command.add_special, parse_special=command.parse_special
             )
-            self._answer(Tokens(command.id, tokens, self._pieces(tokens)))
+            # What stands for an image is the backend's own affair.
+            self._answer(Tokens(command.id, [max(token, -1) for token in tokens], self._pieces(tokens)))
         elif isinstance(command, Detokenize):
             self._answer(Text(command.id, self._backend.detokenize(command.tokens)[0]))
         else:
@@ -193,6 +198,14 @@ class PromptThread:
         # A request that was cancelled meanwhile has its answer already.
         if not isinstance(command, EngineRequest) or self._waiting.remove(command.id):
             self._pipes.send([failed])
+
+
+def _lane(command: PromptCommand) -> int:
+    if isinstance(command, Embed | Score):
+        return _BULK_LANE if command.lane == "bulk" else _TEXT_LANE
+    conversation = command.prompt if isinstance(command, Generate | Tokenize) else None
+    has_media = isinstance(conversation, ChatPrompt) and any(message.media for message in conversation.messages)
+    return _MEDIA_LANE if has_media else _TEXT_LANE
 
 
 def internal_error(command: PromptCommand, error: Exception) -> Failed:

@@ -14,6 +14,7 @@ from llmvisor_runtimes.toolcalls import described
 from llmvisor_runtimes.toolcalls.families import family_of, shows_tools
 
 _NONE_CONTENT = re.compile(r"""content(?:["']\])?\s+is\s+none""")
+_PART_TYPE = re.compile(r"""(?:\[\s*["']type["']\s*\]|\.type\b)""")
 _SHORT_ID_CHARACTERS = 9
 PROBE_NAME = "probe_function"
 _PROBE_VALUE = '"probe_key"'
@@ -34,7 +35,9 @@ class TemplateStyle:
         self._none_content = bool(_NONE_CONTENT.search(source))
         # Mistral's templates refuse ids of any other length.
         self._short_ids = "!= 9" in source
+        self._mentions_parts = bool(_PART_TYPE.search(source))
         self._try_rendering = try_rendering
+        self._parts: bool | None = None
         self._argument_objects: bool | None = None
         self._system_role: bool | None = None
 
@@ -60,7 +63,7 @@ class TemplateStyle:
         role = message.role
         if role == "developer" and not self._mentions_developer:
             role = "system"  # the older name of the same role, the one that most templates know
-        fields: dict[str, Any] = {"role": role, "content": message.content}
+        fields: dict[str, Any] = {"role": role, "content": self._content(message.content)}
         name = message.name
         if message.tool_call_id is not None:
             fields["tool_call_id"] = self._id(message.tool_call_id)
@@ -76,6 +79,23 @@ class TemplateStyle:
             if not message.content and self._none_content:
                 fields["content"] = None
         return fields
+
+    def _content(self, text: str) -> object:
+        return _parts(text) if self._takes_parts() else text
+
+    def _takes_parts(self) -> bool:
+        """Whether content is a list of parts: those of models that see may read no other, and show no text at all.
+
+        Where images stand the text has its own markers, so a template need not know them.
+        """
+        if self._parts is None:
+            shown = [
+                self._mentions_parts
+                and "probe_text" in (self._try_rendering([{"role": "user", "content": content}]) or "")
+                for content in ("probe_text", _parts("probe_text"))
+            ]
+            self._parts = shown == [False, True]
+        return self._parts
 
     def _call(self, call: ToolCall) -> dict[str, Any]:
         arguments = decoded_arguments(call.arguments) if self._takes_argument_objects() else call.arguments or "{}"
@@ -97,16 +117,23 @@ class TemplateStyle:
 
     def _probed(self, arguments: object) -> str:
         call = {"id": "abcdefgh0", "type": "function", "function": {"name": PROBE_NAME, "arguments": arguments}}
-        content = None if self._none_content else ""
+        content = None if self._none_content else self._content("")
         assistant = {"role": "assistant", "content": content, "tool_calls": [call]}
-        return self._try_rendering([{"role": "user", "content": "x"}, assistant]) or ""
+        return self._try_rendering([{"role": "user", "content": self._content("x")}, assistant]) or ""
 
     def _takes_system(self) -> bool:
         """Whether the template shows a system message."""
         if self._system_role is None:
-            messages = [{"role": "system", "content": "probe_text"}, {"role": "user", "content": "x"}]
+            messages = [
+                {"role": "system", "content": self._content("probe_text")},
+                {"role": "user", "content": self._content("x")},
+            ]
             self._system_role = "probe_text" in (self._try_rendering(messages) or "")
         return self._system_role
+
+
+def _parts(text: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text}]
 
 
 def shown_tools(prompt: ChatPrompt) -> bool:

@@ -13,6 +13,7 @@ from operator import attrgetter
 from llmvisor_runtimes import limits
 from llmvisor_runtimes.llamacpp.choice import Choice
 from llmvisor_runtimes.llamacpp.kvcache import KvCache, Match
+from llmvisor_runtimes.llamacpp.media_tokens import boundary
 from llmvisor_runtimes.prefill import common_prefix
 
 _AGE: Callable[[Choice], int] = attrgetter("age")
@@ -126,7 +127,7 @@ class Admission:
                 continue
             if active.request is choice.request and choice.request.scores_prompt:
                 return True
-            shared = min(choice.reuse_max, common_prefix(active.tokens, choice.tokens))
+            shared = boundary(choice.tokens, min(choice.reuse_max, common_prefix(active.tokens, choice.tokens)))
             if shared >= match.length + limits.awaited_prefix_tokens_min and active.computed < shared:
                 return True
         return False

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING, cast
 
+import msgspec
+
 from llmvisor_runtimes import limits
 from llmvisor_runtimes.backend import LoadProgressCallback, Progress, RequestError
+from llmvisor_runtimes.llamacpp.media_tokens import has_media
 from llmvisor_runtimes.protocol import (
     ChatPrompt,
     Embed,
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from llmvisor_runtimes.llamacpp.encoder_model import EncoderModel
     from llmvisor_runtimes.llamacpp.engine import Engine
     from llmvisor_runtimes.llamacpp.kvcache import KvCache
+    from llmvisor_runtimes.llamacpp.media_prompt import MediaReader
     from llmvisor_runtimes.llamacpp.model import LlamaModel
     from llmvisor_runtimes.llamacpp.saved_state import StateFile
     from llmvisor_runtimes.llamacpp.weights import Weights
@@ -49,6 +53,9 @@ class LlamaCppBackend:
         self._encoder: Encoder | None = None
         """The engine of a model that encodes texts."""
         self._grammars: Grammars | None = None
+        self._media: MediaReader | None = None
+        self._stop: list[str] = []
+        """Of a model with an mmproj beside it."""
 
     def version(self) -> str:
         try:
@@ -90,7 +97,10 @@ class LlamaCppBackend:
             format=model.format,
             speculative=model.options.speculative,
             draft=model.draft,
+            media=model.media,
         )
+        self._media = model.media_reader()
+        self._stop = model.options.stop
         self._grammars = Grammars(model.vocabulary, model.format, self.apply_template)
         self._kv, self._draft = kv, model.draft
         self._state_file = model.state_file(load)
@@ -122,10 +132,23 @@ class LlamaCppBackend:
                 _check_length(prompt.prefix, prompt.suffix)
                 return Infill(vocabulary).tokens(prompt)
             case ChatPrompt():
-                return vocabulary.tokenize_rendered(self.apply_template(prompt))
+                rendered = self.apply_template(prompt)
+                if any(message.media for message in prompt.messages):
+                    return self._with_media(prompt, rendered)
+                return vocabulary.tokenize_rendered(rendered)
+
+    def _with_media(self, prompt: ChatPrompt, rendered: str) -> list[int]:
+        if self._media is None:
+            message = "this model reads text, no images and no sounds; mmproj in its options names a file that lets it"
+            raise RequestError("unsupported_operation", f"messages: {message}", "messages")
+        return self._media.prompt(prompt, rendered)
 
     def detokenize(self, tokens: Sequence[int]) -> tuple[str, list[bytes]]:
         vocabulary = self._loaded.vocabulary
+        if self._media and has_media(tokens):
+            # Of a prompt that was tokenized here: what stands for images is no text.
+            pieces = [vocabulary.written_piece(token) if token >= 0 else b"" for token in tokens]
+            return b"".join(pieces).decode("utf-8", "replace"), pieces
         return vocabulary.detokenize(tokens), [vocabulary.written_piece(token) for token in tokens]
 
     def apply_template(self, prompt: ChatPrompt) -> str:
@@ -145,6 +168,8 @@ class LlamaCppBackend:
         return self._grammars.constraint(request)
 
     def generate(self, request: Generate, prompt_tokens: list[int], constraint: Constraint | None = None) -> None:
+        if self._stop and isinstance(request.prompt, ChatPrompt) and request.grammar is None:
+            request = msgspec.structs.replace(request, stop=[*request.stop, *self._stop])
         self._running.generate(request, prompt_tokens, constraint)
 
     def prepare(self, request: Embed | Score) -> list[list[int]]:
@@ -193,6 +218,7 @@ class LlamaCppBackend:
         self._state_file = self._kv = self._draft = None
         engine, self._engine, self._encoder = self._engine, None, None
         model, self._model = self._model, None
+        self._media = None
         if engine:
             engine.close()
         if model:

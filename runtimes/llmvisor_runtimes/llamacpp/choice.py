@@ -5,8 +5,11 @@ from __future__ import annotations
 import secrets
 from contextlib import ExitStack
 
+from llmvisor_runtimes.backend import RequestError
 from llmvisor_runtimes.choice import ChoiceText, Usage, check_prompt
 from llmvisor_runtimes.llamacpp.constrained import Chooser, ConstrainedSampler
+from llmvisor_runtimes.llamacpp.media_encoder import Unit
+from llmvisor_runtimes.llamacpp.media_prompt import MediaPrompt
 from llmvisor_runtimes.llamacpp.parked import AdapterSet
 from llmvisor_runtimes.llamacpp.sampling import Sampler
 from llmvisor_runtimes.llamacpp.speculative import Drafter
@@ -19,12 +22,14 @@ from llmvisor_runtimes.structured import Constraint
 class Request(Usage):
     """A request under way."""
 
-    __slots__ = ("adapters", "choices", "generate", "prompt", "prompt_logprobs")
+    __slots__ = ("adapters", "choices", "generate", "prompt", "prompt_logprobs", "units")
 
     def __init__(self, generate: Generate, prompt: list[int]) -> None:
         super().__init__()
         self.generate = generate
         self.prompt = prompt
+        self.units = prompt.units if isinstance(prompt, MediaPrompt) else ()
+        """Its images and sounds."""
         self.choices: list[Choice] = []
         """Those that have not ended."""
         self.adapters: AdapterSet = ()
@@ -55,8 +60,11 @@ def make_request(
 
     Raises `RequestError` where it can never be served.
     """
-    check_prompt(prompt, n_ctx=n_ctx, vocabulary=vocabulary)
+    written = prompt.written if isinstance(prompt, MediaPrompt) else prompt
+    check_prompt(written, n_ctx=n_ctx, vocabulary=vocabulary, length=len(prompt))
     request = Request(generate, prompt)
+    if request.units and generate.echo:
+        raise RequestError("unsupported_operation", "a prompt with images or sounds is not echoed", "echo")
     sampling = generate.sampling
     seed = secrets.randbits(32) if sampling.seed is None else sampling.seed
     with ExitStack() as made:
@@ -65,7 +73,7 @@ def make_request(
                 sampling, seed=seed + index, vocabulary=vocabulary, n_ctx=n_ctx, ignore_eos=generate.ignore_eos
             )
             made.callback(sampler.close)
-            sampler.remember(prompt)
+            sampler.remember(written)
             chooser = ConstrainedSampler(sampler, constraint.matcher()) if constraint else sampler
             request.choices.append(
                 Choice(
@@ -118,6 +126,26 @@ class Choice(ChoiceText):
         self._seeded = generate.sampling.seed is not None
 
     @property
+    def unit(self) -> Unit | None:
+        """The first image or sound that is not wholly computed."""
+        return next((unit for unit in self.request.units if unit.end > self.computed), None)
+
+    @property
+    def missing_unit(self) -> Unit | None:
+        """The first that is neither computed nor encoded."""
+        return next((unit for unit in self.request.units if unit.end > self.computed and unit.embeddings is None), None)
+
+    @property
+    def position(self) -> int:
+        """Where its next token stands in the context."""
+        position = self.computed
+        for unit in self.request.units:
+            if unit.end > self.computed:
+                break
+            position -= unit.chunk.length - unit.chunk.positions
+        return position
+
+    @property
     def pending(self) -> int:
         """Tokens that are not computed yet."""
         return len(self.tokens) - self.computed
@@ -128,8 +156,14 @@ class Choice(ChoiceText):
 
         With a seed the last token of a prompt is computed alone: as it is when the rest comes from the cache the next
         time. In one batch with the others its logits would differ by float noise, and the same seed give another text.
+
+        0 while an image that comes next is being encoded. Text and images do not share a batch.
         """
         count = len(self.tokens) - self.computed
+        if self.request.units and (unit := self.unit) is not None:
+            if self.computed < unit.start:
+                return unit.start - self.computed
+            return 0 if unit.embeddings is None else unit.end - self.computed
         return count - 1 if count > 1 and self._seeded else count
 
     @property

@@ -56,6 +56,37 @@ class LlamaContext:
         self._fill(parts)
         return llama_cpp.llama_decode(self.pointer, self._batch)
 
+    def decode_embeddings(
+        self,
+        sequence: int,
+        embeddings: NDArray[np.float32],
+        places: NDArray[np.int32],
+        *,
+        causal: bool,
+        last_logit: bool,
+    ) -> int:
+        """Compute rows of embeddings as tokens of one sequence; answers as `decode` does.
+
+        `places` has the positions of the rows, a row of them for each dimension that positions have. Not `causal`:
+        each row sees all others, which have to fit in one ubatch.
+        """
+        count = len(embeddings)
+        rows, positions = np.ascontiguousarray(embeddings), np.ascontiguousarray(places)
+        self._sequences[:count] = [sequence] * count
+        self._outputs[:count] = [False] * count
+        self._outputs[count - 1] = last_logit
+        batch = self._embedding_batch
+        batch.embd = rows.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        batch.pos = positions.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
+        batch.n_tokens = count
+        if causal:
+            return llama_cpp.llama_decode(self.pointer, batch)
+        llama_cpp.llama_set_causal_attn(self.pointer, False)
+        try:
+            return llama_cpp.llama_decode(self.pointer, batch)
+        finally:
+            llama_cpp.llama_set_causal_attn(self.pointer, True)
+
     def _fill(self, parts: Sequence[Part]) -> None:
         start = 0
         for sequence, position, tokens, every_logit, last_logit in parts:
@@ -129,17 +160,13 @@ class LlamaContext:
         self._outputs = (ctypes.c_int8 * n_batch)()
         base, size = ctypes.addressof(self._sequences), ctypes.sizeof(ctypes.c_int32)
         self._sequence_pointers = (ctypes.c_size_t * n_batch)(*range(base, base + n_batch * size, size))
-        batch = self._batch = llama_cpp.llama_batch()
-        arrays: dict[str, object] = {
-            "token": self._tokens,
-            "pos": self._positions,
+        shared: dict[str, object] = {
             "n_seq_id": self._sequence_counts,
             "seq_id": self._sequence_pointers,
             "logits": self._outputs,
         }
-        for name, array in arrays.items():
-            kind: Any = type(cast("object", getattr(batch, name)))
-            setattr(batch, name, ctypes.cast(cast("Any", array), kind))
+        self._batch = _batch_over({**shared, "token": self._tokens, "pos": self._positions})
+        self._embedding_batch = _batch_over(shared)
 
     def _install_abort(self) -> None:
         # llama.cpp asks between the nodes of its graph. `strlen` of a buffer answers without Python: no lock is taken,
@@ -152,6 +179,15 @@ class LlamaContext:
     def _set_abort_callback(self) -> None:
         data = ctypes.cast(self._abort_flag, ctypes.c_void_p)
         llama_cpp.llama_set_abort_callback(self.pointer, self._abort_callback, data)
+
+
+def _batch_over(arrays: dict[str, object]) -> Any:  # noqa: ANN401 - a ctypes structure of llama_cpp's
+    """A `llama_batch` that points into these arrays."""
+    batch = llama_cpp.llama_batch()
+    for name, array in arrays.items():
+        kind: Any = type(cast("object", getattr(batch, name)))
+        setattr(batch, name, ctypes.cast(cast("Any", array), kind))
+    return batch
 
 
 def _array_over(data: bytearray) -> ctypes.Array[ctypes.c_uint8]:

@@ -4,39 +4,28 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Literal, NamedTuple
+from contextlib import nullcontext
+from typing import Literal
 
 from llmvisor_runtimes import limits
 from llmvisor_runtimes.backend import Progress, RequestError
-from llmvisor_runtimes.choice import failure_of
 from llmvisor_runtimes.llamacpp import context as llama
 from llmvisor_runtimes.llamacpp.adapters import Adapters
 from llmvisor_runtimes.llamacpp.admission import Admission
-from llmvisor_runtimes.llamacpp.batch import Turns, compose, divide
+from llmvisor_runtimes.llamacpp.advance import Advancer
 from llmvisor_runtimes.llamacpp.choice import Choice, Request, make_request
 from llmvisor_runtimes.llamacpp.context import LlamaContext, Part
 from llmvisor_runtimes.llamacpp.draft import DraftModel, ModelDrafter
+from llmvisor_runtimes.llamacpp.feeds import Feed, Feeder
 from llmvisor_runtimes.llamacpp.kvcache import KvCache
-from llmvisor_runtimes.llamacpp.parked import AdapterSet
-from llmvisor_runtimes.llamacpp.sampling import Row, Rows
+from llmvisor_runtimes.llamacpp.media_encoder import MediaEncoder
+from llmvisor_runtimes.llamacpp.media_tokens import has_media
 from llmvisor_runtimes.llamacpp.speculative import Drafter, LookupDrafter
 from llmvisor_runtimes.llamacpp.vocabulary import Vocabulary
-from llmvisor_runtimes.logprobs import token_logprob
 from llmvisor_runtimes.output_format import OutputFormat
 from llmvisor_runtimes.prefill import PrefillPace
-from llmvisor_runtimes.protocol import Delta, Done, Failed, Generate, Phase, Report, Step, TokenLogprob
+from llmvisor_runtimes.protocol import Delta, Done, Failed, Generate, Phase, Report, Step
 from llmvisor_runtimes.structured import Constraint
-
-
-class Feed(NamedTuple):
-    """Tokens of a choice in the batch of this step, and the `rows` of logits that they bring."""
-
-    choice: Choice
-    tokens: list[int]
-    rows: int
-    drafted: int = 0
-    """So many at the end are guessed."""
-
 
 Speculative = Literal["off", "lookup", "draft"]
 
@@ -59,10 +48,12 @@ class Engine:
         format: OutputFormat,
         speculative: Speculative = "off",
         draft: DraftModel | None = None,
+        media: MediaEncoder | None = None,
     ) -> None:
         self._context = context
         self._adapters = adapters
-        self._turns: Turns[AdapterSet] = Turns(steps=limits.adapter_turn_steps)
+        self._media = media
+        self._cores = (media and media.turns) or nullcontext()
         self._format = format
         self._speculative: Speculative = speculative
         self._draft = draft
@@ -74,6 +65,8 @@ class Engine:
             granule=limits.prefill_granule_tokens,
             tokens_max=context.n_batch,
         )
+        self._feeder = Feeder(context, kv, adapters, vocabulary, self._pace)
+        self._advancer = Advancer(context, kv, vocabulary, report=self._report, end=self._end, fail=self._fail)
         self._requests: dict[int, Request] = {}
         self._cancelled: set[int] = set()
         self._computing: dict[int, int] = {}
@@ -107,12 +100,12 @@ class Engine:
 
     def progress(self) -> Progress:
         return Progress(
-            step=self._steps,
+            step=self._steps + (self._media.pieces if self._media else 0),
             # Where all are paused nothing is due, and standing still is no hang.
             phase="idle" if self.delay_seconds() is None else self._phase,
             active=len(self._admission.active),
             waiting=len(self._admission.waiting),
-            tokens=self._tokens,
+            tokens=self._tokens - self._advancer.wasted_tokens,
             kv_used=self._kv.used,
         )
 
@@ -121,7 +114,7 @@ class Engine:
     def generate(self, generate: Generate, prompt: list[int], constraint: Constraint | None = None) -> None:
         """Take a request in. Raises `RequestError` where it can never be served."""
         adapters = self._adapters.wanted(generate.adapters)
-        drafters = [self._make_drafter(generate) for _ in range(generate.n)]
+        drafters = [self._make_drafter(generate, prompt) for _ in range(generate.n)]
         # Last, since nothing but the request itself frees the samplers that it holds.
         request = make_request(
             generate,
@@ -139,19 +132,26 @@ class Engine:
         self._admission.add(request.choices)
         self._requests[request.id] = request
 
-    def _make_drafter(self, generate: Generate) -> Drafter | None:
+    def _make_drafter(self, generate: Generate, prompt: list[int]) -> Drafter | None:
         wanted = generate.speculative or self._speculative
         if wanted == "draft" and self._draft is None:
             raise RequestError("unsupported_operation", "this model has no draft model beside it", "speculative")
-        if wanted == "off" or not self._kv.can_cut:
-            return None  # what was guessed wrong has to be forgotten, which not every model can
+        # What was guessed wrong has to be forgotten, which not every model can. No drafter reads images.
+        if wanted == "off" or not self._kv.can_cut or has_media(prompt):
+            return None
         return ModelDrafter(self._draft) if wanted == "draft" and self._draft else LookupDrafter()
 
     def delay_seconds(self) -> float | None:
-        """0 where a step has something to do, None where it has nothing until a call comes."""
-        if self._cancelled or self._admission.due:
+        """0 where a step has something to do, None where it has nothing until a call comes.
+
+        Where all that is left to do waits for images to be encoded, the time until it looks again.
+        """
+        if self._cancelled:
             return 0
-        return 0 if self._admission.running() else None
+        running = self._admission.running()
+        if self._media and running and not any(choice.next_count for choice in running):
+            return limits.media_poll_seconds  # also where others wait for a prefix that has such an image
+        return 0 if running or self._admission.due else None
 
     def step(self) -> list[Report]:
         """Compute one batch, and what it brought."""
@@ -172,6 +172,8 @@ class Engine:
 
     def close(self) -> None:
         """Free what the requests hold."""
+        if self._media:
+            self._media.close()
         for request in self._requests.values():
             for choice in request.choices:
                 choice.sampler.close()
@@ -179,170 +181,88 @@ class Engine:
     # ------------------------------------------------------------------------------------------------------ computing
 
     def _compute(self) -> None:
-        feeds = self._compose()
+        self._encode()
+        feeds = self._feeder.next(self._admission.running(), self._steps)
         while feeds and not self._kv.make_room(sum(len(feed.tokens) for feed in feeds)):
             self._admission.preempt_one()
-            feeds = self._compose()
+            feeds = self._feeder.next(self._admission.running(), self._steps)
         if not feeds:
+            if self._admission.running():
+                self._phase = "prefill"  # images are being encoded
             return
         self._phase = "decode" if all(len(feed.tokens) == 1 for feed in feeds) else "prefill"
         if self._phase == "decode":
             self._kv.park_one()
-        feeds = self._with_drafts(feeds)
-        tokens = sum(len(feed.tokens) for feed in feeds)
-        now = time.perf_counter()
-        status = self._decode(feeds, now)
+        units = [feed for feed in feeds if feed.unit is not None] if self._media else []
+        texts = [feed for feed in feeds if feed.unit is None] if units else feeds
+        if texts:
+            self._compute_batch(texts, sum(len(feed.tokens) for feed in units))
+        for feed in units:
+            if feed.choice.sequence >= 0:  # what went before may have sent it back to wait
+                self._compute_batch([feed])
+
+    def _compute_batch(self, feeds: list[Feed], reserved: int = 0) -> None:
+        """`reserved` cells are for other batches of the step."""
+        with self._cores:
+            feeds = self._feeder.with_drafts(feeds, reserved)  # which may compute with a draft model
+            tokens = sum(len(feed.tokens) for feed in feeds)
+            now = time.perf_counter()
+            status = self._decode(feeds, now)
+            seconds = time.perf_counter() - now
         self._steps += 1
         if status == llama.DECODED:
-            self._pace.observe(tokens, time.perf_counter() - now)
+            self._pace.observe(tokens, seconds)
             self._tokens += tokens
-            self._advance(feeds)
+            self._advancer.advance(feeds)
         else:
             self._recover(feeds, status)
-
-    def _compose(self) -> list[Feed]:
-        active = self._together(self._admission.running())
-        pending = [choice.next_count for choice in active]
-        if pending and max(pending) == 1 and len(pending) <= self._context.n_batch:
-            return [self._feed(choice, 1) for choice in active]  # mostly: everybody decodes
-        if scoring := [place for place, choice in enumerate(active) if choice.scores]:
-            share = max(1, limits.scored_prompt_step_tokens // len(scoring))
-            for place in scoring:
-                pending[place] = min(pending[place], share)
-        slices = compose(
-            pending,
-            n_batch=self._context.n_batch,
-            prefill_tokens_max=self._pace.tokens(pending.count(1)),
-            turn=self._steps,
-        )
-        return [self._feed(active[place], length) for place, length in slices]
-
-    def _together(self, choices: list[Choice]) -> list[Choice]:
-        """Those that may share a batch now: adapters act on all of it."""
-        if not self._adapters or not choices:
-            return choices
-        adapters = self._turns.next(choice.request.adapters for choice in choices)
-        self._adapters.act(self._context.pointer, adapters)
-        return [choice for choice in choices if choice.request.adapters == adapters]
-
-    def _feed(self, choice: Choice, length: int) -> Feed:
-        tokens = choice.tokens[choice.computed : choice.computed + length]
-        return Feed(choice, tokens, length if choice.scores else int(length == choice.pending))
-
-    def _with_drafts(self, feeds: list[Feed]) -> list[Feed]:
-        """The same with guessed tokens behind those that want some, as far as there is room for nothing better."""
-        wants = [feed.choice.draft_tokens_max for feed in feeds]
-        if not any(wants):
-            return feeds
-        tokens, rows = sum(len(feed.tokens) for feed in feeds), sum(feed.rows for feed in feeds)
-        context = self._context
-        room = min(context.n_batch - tokens, context.n_outputs_max - rows, self._kv.free - tokens)
-        shares = divide(wants, max(0, room))
-        return [self._with_draft(feed, share) for feed, share in zip(feeds, shares, strict=True)]
-
-    def _with_draft(self, feed: Feed, count: int) -> Feed:
-        choice = feed.choice
-        if choice.drafter is None or count == 0:
-            return feed
-        draft = choice.drafter.propose(choice.tokens, count)
-        ends = (place for place, token in enumerate(draft, 1) if token in self._vocabulary.end_tokens)
-        draft = draft[: next(ends, count)]
-        return Feed(choice, feed.tokens + draft, 1 + len(draft), len(draft))
 
     def _decode(self, feeds: list[Feed], now: float) -> int:
         parts: list[Part] = []
         computing: dict[int, int] = {}
-        for choice, tokens, rows, _ in feeds:
+        for choice, tokens, rows, _, _ in feeds:
             request, every = choice.request, rows == len(tokens)
-            parts.append(Part(choice.sequence, choice.computed, tokens, every_logit=every, last_logit=rows > 0))
+            position = choice.position if request.units else choice.computed
+            parts.append(Part(choice.sequence, position, tokens, every_logit=every, last_logit=rows > 0))
             computing[request.id] = computing.get(request.id, 0) + len(tokens)
             if request.started_at is None:
                 request.started_at = now
         self._computing = computing
         self._context.clear_abort()
         # A cancellation that came before the flag was cleared must not be lost.
-        status = self._context.decode(parts) if self._cancelled.isdisjoint(computing) else llama.ABORTED
+        status = llama.ABORTED
+        if self._cancelled.isdisjoint(computing):
+            status = self._context.decode(parts) if feeds[0].unit is None else self._decode_unit(feeds[0])
         self._computing = {}
         return status
 
-    def _advance(self, feeds: list[Feed]) -> None:
-        """Take in what was computed: the books, the scores of prompts, and the next token of each that is due one."""
-        total = sum(feed.rows for feed in feeds)
-        logits = self._context.logits(total) if total else None
-        row = output = 0
-        for choice, tokens, rows, drafted in feeds:
-            row += rows
-            output += len(tokens)
-            if choice.sequence < 0:
-                continue  # another choice of its request has failed it
-            start = choice.computed
-            self._kv.extend(choice.sequence, tokens)
-            choice.computed = start + len(tokens) - drafted
-            if logits is None:
-                continue
-            if choice.scores:
-                self._score(choice, start, logits[row - rows : row])
-            if choice.computed == len(choice.tokens):
-                self._sample(choice, logits[row - 1 - drafted : row], output - 1 - drafted, tokens[-1 - drafted :])
+    def _decode_unit(self, feed: Feed) -> int:
+        """Some places of an image or sound, which have a batch of their own."""
+        choice, unit, count = feed.choice, feed.unit, len(feed.tokens)
+        assert unit is not None
+        assert unit.embeddings is not None
+        done = choice.computed - unit.start
+        places = unit.chunk.places(choice.position - done)
+        return self._context.decode_embeddings(
+            choice.sequence,
+            unit.embeddings[done : done + count],
+            places[:, done : done + count],
+            causal=not unit.chunk.non_causal,
+            last_logit=feed.rows > 0,
+        )
 
-    def _sample(self, choice: Choice, rows: Rows, output: int, tokens: list[int]) -> None:
-        """The next token from the first row; from each further one the next again, while what was guessed holds."""
-        request = choice.request
-        try:
-            accepted = self._take_accepted(choice, rows, output, tokens)
-        except Exception as error:  # noqa: BLE001 - of one request alone: a grammar, a parser of its text
-            self._fail(request, failure_of(request.generate.request_id, error))
+    def _encode(self) -> None:
+        """Ask for the next image of each request that has one, and fail those whose image cannot be encoded."""
+        if self._media is None:
             return
-        if choice.drafter is not None:
-            choice.drafter.observe(len(tokens) - 1, accepted)
-            self._settle(choice, len(tokens) - 1, accepted)
-        if request.first_token_at is None:
-            request.first_token_at = time.perf_counter()
-        if choice.finish is not None:
-            self._end(choice)
-
-    def _take_accepted(self, choice: Choice, rows: Rows, output: int, tokens: list[int]) -> int:
-        """Take tokens for as long as they are what was guessed; gives how many guesses were."""
-        if choice.echo_due:
-            self._deltas.append(choice.echo(choice.request.prompt_logprobs))
-        accepted = 0
-        # A grammar may take long over each token: the guesses left then count as wrong, so that nobody waits for them.
-        until = time.perf_counter() + limits.sample_seconds_max
-        while choice.finish is None:
-            self._take(choice, rows[accepted], output + accepted)
-            if accepted == len(tokens) - 1 or choice.tokens[-1] != tokens[accepted + 1] or time.perf_counter() > until:
-                break
-            accepted += 1
-        return accepted
-
-    def _take(self, choice: Choice, row: Row, output: int) -> None:
-        token = choice.sampler.choose(self._context, row, output)
-        top = choice.request.generate.logprobs
-        logprob = None if top is None else token_logprob(row, token, top, self._vocabulary)
-        self._deltas.append(choice.take(token, logprob, complete=choice.sampler.finished))
-
-    def _settle(self, choice: Choice, drafted: int, accepted: int) -> None:
-        """What was guessed right counts as computed, the rest is forgotten."""
-        request = choice.request
-        choice.computed += accepted
-        self._kv.cut(choice.sequence, choice.computed)
-        self._tokens -= drafted - accepted
-        request.drafted_tokens += drafted
-        request.accepted_tokens += accepted
-
-    def _score(self, choice: Choice, start: int, rows: Row) -> None:
-        """Log-probabilities of the prompt's tokens; row i is what predicts the token after position `start` + i."""
-        request = choice.request
-        known, prompt, top = request.prompt_logprobs, request.prompt, request.generate.logprobs or 0
-        if not known:
-            piece = self._vocabulary.written_piece(prompt[0])
-            known.append(TokenLogprob(token=prompt[0], piece=piece, logprob=None, top=[]))
-        for place, row in enumerate(rows, start + 1):
-            if place == len(known) and place < len(prompt):
-                known.append(token_logprob(row, prompt[place], top, self._vocabulary))
-        if len(known) == len(prompt):
-            for each in request.choices:
-                each.scores = False
+        for choice in list(self._admission.active):
+            unit = choice.missing_unit
+            if unit is None or choice.sequence < 0:
+                continue
+            if unit.error is not None:
+                self._fail(choice.request, unit.error)
+            else:
+                self._media.want(unit)
 
     # -------------------------------------------------------------------------------------------------------- leaving
 
@@ -356,6 +276,9 @@ class Engine:
             self._forget(request)
 
     def _forget(self, request: Request) -> None:
+        if self._media:
+            for unit in request.units:
+                self._media.drop(unit)
         del self._requests[request.id]
         self._admission.paused.discard(request.id)
         self._cancelled.discard(request.id)
@@ -373,7 +296,7 @@ class Engine:
         if status == llama.ABORTED or (status == llama.NO_ROOM and len(self._admission.active) > 1):
             for choice in choices:
                 if self._kv.can_cut:
-                    self._kv.repair(choice.sequence)
+                    choice.computed = self._kv.repair(choice.sequence)
                 else:
                     self._admission.preempt(choice)
             if status == llama.NO_ROOM and self._kv.can_cut:
@@ -384,6 +307,9 @@ class Engine:
         print(message, file=sys.stderr, flush=True)
         for request in dict.fromkeys(choice.request for choice in choices):
             self._fail(request, RequestError("internal_error", message))
+
+    def _report(self, delta: Delta) -> None:
+        self._deltas.append(delta)
 
     def _fail(self, request: Request, error: RequestError) -> None:
         for choice in request.choices:

@@ -3,7 +3,8 @@
 A cell holds the keys and values of one token at one position. Sequences share cells: a copy of a prefix takes none.
 A sequence is *busy* while somebody computes with it, and *idle* afterwards: kept as cache, for prompts that begin the
 same way, until its cells or its id are needed, least recently used first. While others decode, idle ones are moved
-out of the context one by one (`parked.py`), and come back when they are wanted.
+out of the context one by one (`parked.py`), and come back when they are wanted. No sequence is cut inside an image
+(`media_tokens.py`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from llmvisor_runtimes import limits
+from llmvisor_runtimes.llamacpp.media_tokens import boundary, has_media, position
 from llmvisor_runtimes.llamacpp.parked import AdapterSet, Parked, ParkedSequences
 from llmvisor_runtimes.prefill import common_prefix
 
@@ -46,15 +48,22 @@ class Match(NamedTuple):
 
 
 class _Resident:
-    __slots__ = ("adapters", "busy", "cells", "parkable", "tokens", "used")
+    __slots__ = ("adapters", "busy", "cells", "has_media", "parkable", "tokens", "used")
 
-    def __init__(self, tokens: list[int], cells: list[int], used: int, adapters: AdapterSet) -> None:
+    def __init__(
+        self, tokens: list[int], cells: list[int], used: int, adapters: AdapterSet, *, has_media: bool = False
+    ) -> None:
         self.adapters = adapters
+        self.has_media = has_media
         self.tokens = tokens
         self.cells = cells
         self.used = used
         self.busy = True
         self.parkable = True
+
+    def position(self, length: int) -> int:
+        """Where the token after the first `length` stands."""
+        return position(self.tokens, length) if self.has_media else length
 
 
 class KvCache:
@@ -109,7 +118,7 @@ class KvCache:
         return [sequence for _, sequence in sorted(found)]
 
     def length(self, sequence: int) -> int:
-        """Tokens that a sequence holds; the next one's position."""
+        """Tokens that a sequence holds."""
         return len(self._residents[sequence].tokens)
 
     def tokens(self, sequence: int) -> list[int]:
@@ -126,7 +135,7 @@ class KvCache:
         for sequence, resident in self._residents.items():
             if resident.adapters != adapters:
                 continue
-            length = min(reuse_max, common_prefix(resident.tokens, tokens))
+            length = boundary(tokens, min(reuse_max, common_prefix(resident.tokens, tokens)))
             if not self.can_cut and (resident.busy or length < len(resident.tokens)):
                 continue
             rank = (length, not resident.busy, resident.used)
@@ -163,11 +172,13 @@ class KvCache:
             return self._cut_in_place(match)
         tokens: list[int] = []
         cells: list[int] = []
+        media = False
         if source is not None:
             resident = self._residents[source]
             tokens, cells = resident.tokens[: match.length], resident.cells[: match.length]
-            self._memory.copy(source, target, match.length)
-        self._residents[target] = _Resident(tokens, cells, self._tick(), adapters)
+            media = resident.has_media
+            self._memory.copy(source, target, resident.position(match.length))
+        self._residents[target] = _Resident(tokens, cells, self._tick(), adapters, has_media=media)
         self._count(cells, holders=1, busy=1)
         return target
 
@@ -186,6 +197,8 @@ class KvCache:
         resident = self._residents[sequence]
         assert resident.busy
         assert len(tokens) <= len(self._free_cells)
+        if tokens and not resident.has_media and min(tokens) < 0:
+            resident.has_media = True
         for token in tokens:
             cell = self._free_cells.pop()
             self._holders[cell] = self._busy_holders[cell] = 1
@@ -196,15 +209,17 @@ class KvCache:
         """Forget the tokens of a busy sequence from `length` on."""
         resident = self._residents[sequence]
         if length < len(resident.tokens):
-            self._memory.remove(sequence, length)
+            self._memory.remove(sequence, resident.position(length))
             self._release(resident, length)
 
     def close(self, sequence: int, *, keep: bool) -> None:
         """Nobody computes with a sequence any more; `keep` leaves it as cache."""
         resident = self._residents[sequence]
-        if not keep or not resident.tokens:
+        whole = boundary(resident.tokens, len(resident.tokens))
+        if not keep or not whole or (whole < len(resident.tokens) and not self.can_cut):
             self.drop(sequence)
             return
+        self.cut(sequence, whole)
         self._set_busy(resident, False)
         resident.used = self._tick()
         for other in self.idle:
@@ -257,11 +272,10 @@ class KvCache:
         """What can be had again, idle or parked, the one used last first."""
         for sequence in reversed(self.idle):
             resident = self._residents[sequence]
-            if len(resident.tokens) >= limits.parked_gain_tokens_min and (state := self._memory.save(sequence)):
+            if _outlives_process(resident.tokens) and (state := self._memory.save(sequence)):
                 yield Parked(resident.tokens, state, resident.adapters)
         if self._parked is not None:
-            kept = reversed(self._parked.kept)
-            yield from (parked for parked in kept if len(parked.tokens) >= limits.parked_gain_tokens_min)
+            yield from (parked for parked in reversed(self._parked.kept) if _outlives_process(parked.tokens))
 
     def restore(self, saved: Sequence[Parked]) -> None:
         """Have sequences of an earlier process again, the one used last first, as far as there is room."""
@@ -274,9 +288,16 @@ class KvCache:
                 return
             self._bring_back(parked)
 
-    def repair(self, sequence: int) -> None:
-        """Make the memory forget what a computation that failed may have left behind."""
-        self._memory.remove(sequence, self.length(sequence))
+    def repair(self, sequence: int) -> int:
+        """Make the memory forget what a computation that failed may have left behind; gives the tokens that are left.
+
+        They are fewer than before where that was inside an image, whose places can share one position.
+        """
+        resident = self._residents[sequence]
+        length = boundary(resident.tokens, len(resident.tokens))
+        self._memory.remove(sequence, resident.position(length))
+        self._release(resident, length)
+        return length
 
     # ------------------------------------------------------------------------------------------------------- helpers
 
@@ -331,7 +352,7 @@ class KvCache:
         if source is None or self._residents[source].busy:
             return None
         resident = self._residents[source]
-        self._memory.remove(source, match.length)
+        self._memory.remove(source, resident.position(match.length))
         self._set_busy(resident, True)
         self._release(resident, match.length)
         return source
@@ -358,3 +379,8 @@ class KvCache:
         self._idle_cells += int(np.count_nonzero((held > 0) & (busy_held == 0)) - was_idle)
         if holders < 0:
             self._free_cells += places[held == 0].tolist()
+
+
+def _outlives_process(tokens: Sequence[int]) -> bool:
+    """Whether a sequence is worth a file. Numbers of images are this process's own."""
+    return len(tokens) >= limits.parked_gain_tokens_min and not has_media(tokens)

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from llmvisor_runtimes.llamacpp.native import llama_cpp
 
-_INFO, _WARN, _ERROR, _CONT = 2, 3, 4, 5  # of ggml.h; what llama_cpp._logger says is out of date
+_DEBUG, _INFO, _WARN, _ERROR, _CONT = 1, 2, 3, 4, 5  # of ggml.h; what llama_cpp._logger says is out of date
 _LINES_KEPT = 2_000
 _EXPECTED = b"removing memory module entries"
 """Said whenever a prefill is aborted, as a warning."""
@@ -27,11 +27,12 @@ class LlamaLog:
         """Lines are kept and everything from `info` on is shown; afterwards only warnings and errors are shown."""
         self._level = _INFO
         self._lines: deque[tuple[int, str]] = deque(maxlen=_LINES_KEPT)
-        self._callback = llama_cpp.llama_log_callback(self._write)
+        self.callback = llama_cpp.llama_log_callback(self._write)
+        """For the logs of llama.cpp's other libraries."""
 
     def install(self) -> None:
         """Take over from whoever had it."""
-        llama_cpp.llama_log_set(self._callback, None)
+        llama_cpp.llama_log_set(self.callback, None)
         LlamaLog._installed = self
 
     def reason(self) -> str:
@@ -51,7 +52,7 @@ class LlamaLog:
     def _write(self, level: int, text: bytes, _data: object) -> None:
         if level != _CONT:
             self._level = level
-        if self.loading:
+        if self.loading and self._level != _DEBUG:
             self._lines.append((self._level, text.decode("utf-8", "replace")))
         shown = {_WARN, _ERROR, _INFO} if self.loading else {_WARN, _ERROR}
         if self._level in shown and _EXPECTED not in text:

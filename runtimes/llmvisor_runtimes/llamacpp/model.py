@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
+from collections.abc import Callable
 
 import msgspec
 
@@ -15,8 +16,11 @@ from llmvisor_runtimes.llamacpp.adapters import Adapters
 from llmvisor_runtimes.llamacpp.context import LlamaContext, Part
 from llmvisor_runtimes.llamacpp.draft import DraftModel
 from llmvisor_runtimes.llamacpp.infill import Infill
+from llmvisor_runtimes.llamacpp.media_encoder import MediaEncoder
+from llmvisor_runtimes.llamacpp.media_prompt import MediaReader
 from llmvisor_runtimes.llamacpp.native import llama_cpp
 from llmvisor_runtimes.llamacpp.parked import ParkedSequences
+from llmvisor_runtimes.llamacpp.projector import Projector
 from llmvisor_runtimes.llamacpp.saved_state import StateFile, file_facts, state_path
 from llmvisor_runtimes.llamacpp.weights import SEQUENCES_MAX, Weights
 from llmvisor_runtimes.output_format import OutputFormat
@@ -49,6 +53,7 @@ class LlamaModel:
             self.template, self._template_sha256 = self._chat_template()
             self.draft = self._load_draft()
             self._warm_up()
+            self.media = self._load_media()
         except BaseException:
             weights.close()
             raise
@@ -77,6 +82,13 @@ class LlamaModel:
             return None
         bytes_per_token = max(1, self.info.memory.kv_bytes // self.context.n_ctx)
         return ParkedSequences(bytes_max=self.options.idle_cache_mb * _BYTES_PER_MB, bytes_per_token=bytes_per_token)
+
+    def media_reader(self) -> MediaReader | None:
+        """Makes prompts of conversations with images and sounds; None where the model reads none."""
+        if self.media is None:
+            return None
+        batch_tokens_max = min(self.context.n_batch, self._n_ubatch)
+        return MediaReader(self.media.projector, self.vocabulary, batch_tokens_max=batch_tokens_max)
 
     def state_file(self, load: Load) -> StateFile | None:
         """Where the cache is kept while the model is not loaded; None where it is not."""
@@ -110,7 +122,8 @@ class LlamaModel:
         params.n_ubatch = min(own.n_ubatch, params.n_batch)
         params.n_seq_max = self.sequences
         # The default is a row of the vocabulary's size for each token of a batch: half a gigabyte for a large one.
-        params.n_outputs_max = min(params.n_batch, self.slots + limits.scored_prompt_step_tokens)
+        rows_max = min(params.n_batch, self.slots + limits.scored_prompt_step_tokens)
+        params.n_outputs_max = max(rows_max, params.n_seq_max)  # llama.cpp ends the process for less
         params.n_threads = threads
         params.n_threads_batch = own.n_threads_batch or threads
         params.flash_attn_type = FLASH_ATTENTION[own.flash_attn]
@@ -123,6 +136,7 @@ class LlamaModel:
         params.swa_full = True  # without it the beginning of a sequence is gone, and no prefix can be shared
         params.no_perf = True
         self._context_params = params
+        self._n_ubatch = params.n_ubatch
         try:
             return LlamaContext(self._model, params, n_vocab=self.vocabulary.size)
         except MemoryError:
@@ -137,6 +151,23 @@ class LlamaModel:
         params.n_seq_max = self.slots
         params.n_outputs_max = self.slots
         return DraftModel(self._weights, path, n_gpu_layers=self._gpu_layers, params=params, slots=self.slots)
+
+    def _load_media(self) -> MediaEncoder | None:
+        path = self.options.mmproj
+        if path is None:
+            return None
+        if self.template is None:
+            why = "the model has no chat template, which would say where images stand; options.chat_template takes one"
+            print(f"the mmproj is not loaded: {why}", file=sys.stderr, flush=True)
+            return None
+        self._progress("mmproj", 0, 0, "bytes")
+        on_gpu = bool(llama_cpp.llama_supports_gpu_offload() and self._gpu_layers)
+        threads = self._context_params.n_threads
+
+        def make(between: Callable[[], bool] | None) -> Projector:
+            return Projector(self._weights, path, threads=threads, on_gpu=on_gpu, between=between)
+
+        return MediaEncoder(make, in_pieces=not on_gpu)
 
     def _warm_up(self) -> None:
         """Compute one token, so that the first request finds the weights in memory."""
@@ -173,6 +204,9 @@ class LlamaModel:
             found.append("infill")
         if self.adapters:
             found.append("adapters")
+        if self.media:
+            found += [*(["vision"] if self.media.projector.sees else [])]
+            found += [*(["audio"] if self.media.projector.hears else [])]
         return found
 
     def _describe(self, load_seconds: float, version: str) -> ModelInfo:
@@ -186,7 +220,9 @@ class LlamaModel:
             vocabulary=self.vocabulary.size,
             capabilities=self._capabilities(),
             memory=Memory(
-                weights_bytes=llama_cpp.llama_model_size(self._model) + (self.draft.weights_bytes if self.draft else 0),
+                weights_bytes=llama_cpp.llama_model_size(self._model)
+                + (self.draft.weights_bytes if self.draft else 0)
+                + (self.media.projector.bytes if self.media else 0),
                 kv_bytes=self._log.buffer_bytes({"KV", "RS"}),
                 compute_bytes=self._log.buffer_bytes({"compute"}),
             ),

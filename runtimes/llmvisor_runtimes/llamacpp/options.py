@@ -25,6 +25,8 @@ class LlamaCppOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     chat_template: str | None = None
     """A Jinja template in place of the file's own."""
+    stop: Annotated[list[Annotated[str, msgspec.Meta(min_length=1, max_length=256)]], msgspec.Meta(max_length=16)] = []
+    """Texts that end an answer in a conversation, beside the request's own."""
     flash_attn: Literal["auto", "on", "off"] = "auto"
     type_k: CacheType = "f16"
     type_v: CacheType = "f16"
@@ -39,6 +41,8 @@ class LlamaCppOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     main_gpu: Annotated[int, msgspec.Meta(ge=0)] = 0
     split_mode: Literal["none", "layer", "row"] = "layer"
     offload_kqv: bool = True
+    mmproj: str | None = None
+    """A GGUF beside the model that makes embeddings of images and sounds; none without it."""
     draft_model: str | None = None
     """A small GGUF of the same vocabulary, which guesses where `draft` is asked for."""
     speculative: Literal["off", "lookup", "draft"] = "off"

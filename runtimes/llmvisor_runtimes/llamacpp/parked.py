@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from llmvisor_runtimes import limits
+from llmvisor_runtimes.llamacpp.media_tokens import boundary
 from llmvisor_runtimes.prefill import common_prefix
 
 AdapterSet = tuple[tuple[str, float], ...]
@@ -65,7 +66,7 @@ class ParkedSequences:
     def best(self, tokens: Sequence[int], reuse_max: int, adapters: AdapterSet = ()) -> tuple[Parked, int] | None:
         """The one with these adapters that begins most like `tokens`, and how many tokens are the same."""
         lengths = [
-            min(reuse_max, common_prefix(parked.tokens, tokens)) if parked.adapters == adapters else 0
+            boundary(tokens, min(reuse_max, common_prefix(parked.tokens, tokens))) if parked.adapters == adapters else 0
             for parked in self._kept
         ]
         length, place = max(((length, place) for place, length in enumerate(lengths)), default=(0, 0))

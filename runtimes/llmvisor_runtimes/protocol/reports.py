@@ -182,6 +182,7 @@ class Failed(Frame, frozen=True, tag="failed"):
 class Tokens(Frame, frozen=True, tag="tokens"):
     id: int
     tokens: list[int]
+    """-1 for each place of an image or sound."""
     pieces: list[bytes]
     """The bytes of each token."""
 
