@@ -12,6 +12,8 @@ from benchmarks import (
     cpu_sharing,
     decode,
     embedding,
+    infinity,
+    many_models,
     memory,
     overhead,
     prefill_stall,
@@ -37,7 +39,9 @@ MEASURES: dict[str, Measure] = {
     "speculative": speculative.measure,
     "cpu_sharing": cpu_sharing.measure,
     "embedding": embedding.measure,
+    "infinity": infinity.measure,
     "startup": startup.measure,
+    "many_models": many_models.measure,
     "memory": memory.measure,
 }
 RESULTS = Path(__file__).parent / "RESULTS.md"

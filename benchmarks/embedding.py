@@ -49,14 +49,14 @@ async def measure(options: Options) -> list[Figure]:
 async def _beside_offline_embedding(options: Options) -> Figure:
     count = options.scaled(512, 16)
     folder = minilm_folder()
-    with daemon(_model(folder)) as server, offline_flag("dense", folder) as peer:
-        warm_up = _mixed_texts(options.scaled(AT_A_TIME, 4))
-        await _single_texts(server, warm_up)
+    with daemon(flag_model(folder)) as server, offline_flag("dense", folder) as peer:
+        warm_up = mixed_texts(options.scaled(AT_A_TIME, 4))
+        await single_texts(server, warm_up)
         peer.seconds(warm_up)
         rounds: list[tuple[float, float]] = []
         for _ in range(options.rounds):
-            texts = _mixed_texts(count)
-            rounds.append((count / await _single_texts(server, texts), count / peer.seconds(texts)))
+            texts = mixed_texts(count)
+            rounds.append((count / await single_texts(server, texts), count / peer.seconds(texts)))
     return compare(
         f"embeddings, {count} single texts, {AT_A_TIME} at a time",
         "texts/s",
@@ -69,14 +69,14 @@ async def _beside_offline_embedding(options: Options) -> Figure:
 async def _beside_offline_rerank(options: Options) -> Figure:
     requests = options.scaled(32, 2)
     folder = reranker_folder()
-    with daemon(_model(folder)) as server, offline_flag("reranker", folder) as peer:
-        await _reranked(server, _questions(requests))
-        peer.seconds(_pairs(_questions(requests)))
+    with daemon(flag_model(folder)) as server, offline_flag("reranker", folder) as peer:
+        await reranked(server, fresh_questions(requests))
+        peer.seconds(_pairs(fresh_questions(requests)))
         rounds: list[tuple[float, float]] = []
         for _ in range(options.rounds):
-            questions = _questions(requests)
+            questions = fresh_questions(requests)
             pairs = requests * DOCUMENTS
-            rounds.append((pairs / await _reranked(server, questions), pairs / peer.seconds(_pairs(questions))))
+            rounds.append((pairs / await reranked(server, questions), pairs / peer.seconds(_pairs(questions))))
     return compare(
         f"rerank, {requests} requests × {DOCUMENTS} documents",
         "pairs/s",
@@ -93,13 +93,13 @@ async def _every_kind(options: Options) -> Figure:
     """BGE-M3's three kinds of vectors from one pass, and what two of them add."""
     count = options.scaled(16, 2)
     every = {"return_sparse": True, "return_colbert": True}
-    with daemon(_model(m3_folder())) as server:
+    with daemon(flag_model(m3_folder())) as server:
         for fields in (every, {}):
-            await _one_request(server, _mixed_texts(count), **fields)
+            await _one_request(server, mixed_texts(count), **fields)
         rounds: list[tuple[float, float]] = []
         for _ in range(options.rounds):
             # As many tokens for both: each round has texts of its own, of the same lengths.
-            pair = [await _one_request(server, _mixed_texts(count), **fields) for fields in (every, {})]
+            pair = [await _one_request(server, mixed_texts(count), **fields) for fields in (every, {})]
             rounds.append((pair[0] * 1000, pair[1] * 1000))
     return compare(
         "BGE-M3: dense, sparse and ColBERT in one request",
@@ -114,7 +114,7 @@ async def _beside_bulk(options: Options) -> Figure:
     """The 99th percentile of single texts, one after another, while a job of 10,000 texts runs and while none does."""
     requests = options.scaled(200, 5)
     bulk_texts = options.scaled(10_000, 500)
-    with daemon(_model(minilm_folder())) as server:
+    with daemon(flag_model(minilm_folder())) as server:
         await _latencies(server, 20)
         rounds: list[tuple[float, float]] = []
         done: list[float] = []
@@ -140,7 +140,7 @@ async def _beside_bulk(options: Options) -> Figure:
 # ------------------------------------------------------------------------------------------------ requests
 
 
-async def _single_texts(server: Server, texts: Sequence[str]) -> float:
+async def single_texts(server: Server, texts: Sequence[str]) -> float:
     """Seconds for one request per text, so many at a time."""
     waiting = iter(texts)
 
@@ -170,7 +170,7 @@ async def _one_request(server: Server, texts: Sequence[str], **fields: object) -
 
 async def _latencies(server: Server, requests: int) -> list[float]:
     """Seconds of each of so many single texts, one after another."""
-    return [await _one_request(server, one) for one in _mixed_texts(requests)]
+    return [await _one_request(server, one) for one in mixed_texts(requests)]
 
 
 async def _bulk_job(server: Server, texts: int) -> None:
@@ -180,7 +180,7 @@ async def _bulk_job(server: Server, texts: int) -> None:
     try:
         await asyncio.gather(
             *(
-                connection.exchange(connection.request_bytes(EMBEDDINGS, _embedding_body(_mixed_texts(size))))
+                connection.exchange(connection.request_bytes(EMBEDDINGS, _embedding_body(mixed_texts(size))))
                 for connection, size in zip(connections, sizes, strict=True)
             )
         )
@@ -189,7 +189,7 @@ async def _bulk_job(server: Server, texts: int) -> None:
             connection.close()
 
 
-async def _reranked(server: Server, questions: Sequence[tuple[str, list[str]]]) -> float:
+async def reranked(server: Server, questions: Sequence[tuple[str, list[str]]]) -> float:
     """Seconds for one request per query, all at once."""
 
     async def client(connection: Connection, query: str, documents: list[str]) -> None:
@@ -212,20 +212,20 @@ def _embedding_body(input: str | Sequence[str], **fields: object) -> bytes:
     return msgspec.json.encode({"input": input, "encoding_format": "base64", **fields})
 
 
-def _mixed_texts(count: int) -> list[str]:
+def mixed_texts(count: int) -> list[str]:
     """Texts of 1 to 8 sentences, each fresh."""
     return [text(1 + index % 8, seed=fresh_number()) for index in range(count)]
 
 
-def _questions(count: int) -> list[tuple[str, list[str]]]:
-    return [(text(1, seed=fresh_number()), _mixed_texts(DOCUMENTS)) for _ in range(count)]
+def fresh_questions(count: int) -> list[tuple[str, list[str]]]:
+    return [(text(1, seed=fresh_number()), mixed_texts(DOCUMENTS)) for _ in range(count)]
 
 
 def _pairs(questions: Sequence[tuple[str, list[str]]]) -> list[tuple[str, str]]:
     return [(query, document) for query, documents in questions for document in documents]
 
 
-def _model(folder: Path) -> dict[str, dict[str, object]]:
+def flag_model(folder: Path) -> dict[str, dict[str, object]]:
     return {"one": {"path": str(folder), "backend": "flag", "idle_timeout": 0, "preload": True}}
 
 

@@ -20,7 +20,7 @@ import msgspec
 import yaml
 
 from benchmarks.figures import BenchmarkError
-from benchmarks.peers import llama_server_path
+from benchmarks.peers import infinity_path, infinity_versions, llama_server_path
 from llmvisor.config.paths import starter_model_path
 
 T = TypeVar("T")
@@ -54,15 +54,25 @@ class Load(msgspec.Struct, frozen=True):
 
 @contextlib.contextmanager
 def daemon(
-    models: Mapping[str, Mapping[str, object]], *, wait_ready: bool = True, cache: bool = False
+    models: Mapping[str, Mapping[str, object]],
+    *,
+    wait_ready: bool = True,
+    cache: bool = False,
+    prepare: Callable[[Path], None] | None = None,
 ) -> Generator[Server]:
-    """Our daemon in a folder of its own, with these models. Preloaded ones are ready where `wait_ready`."""
+    """Our daemon in a folder of its own, with these models. Preloaded ones are ready where `wait_ready`; `prepare` is
+    given the folder of its store and of installed models before it starts."""
     with _folder() as folder:
+        storage = folder / "data"
+        storage.mkdir()
+        if prepare is not None:
+            prepare(storage)
         config = {
             "server": {"port": "auto", "port_file": str(folder / ".port"), "shutdown_timeout": 0, "drain_timeout": 1},
             "control": {"socket": str(folder / "run" / "control.sock")},
             "logging": {"main": {"console_level": "warning", "file": str(folder / "main.log"), "file_level": "info"}},
             "cache": {"enabled": cache, "state_dir": None},
+            "storage": {"dir": str(storage)},
             "models": {name: dict(model) for name, model in models.items()},
         }
         file = folder / "config.yaml"
@@ -127,6 +137,22 @@ def llama_server(load: Load, *options: str) -> Generator[Server]:
 
 
 @contextlib.contextmanager
+def infinity(model: Path) -> Generator[Server]:
+    """infinity-emb with this model folder and as many threads as there are cores; the rest is its own default."""
+    if not infinity_versions():
+        raise BenchmarkError("infinity-emb is not installed: run `make bench-peers`")
+    port = free_port()
+    argv = [
+        *(str(infinity_path()), "v2", "--model-id", str(model), "--device", "cpu"),
+        *("--host", HOST, "--port", str(port), "--url-prefix", "/v1", "--log-level", "warning"),
+    ]
+    own = {"OMP_NUM_THREADS": str(os.cpu_count() or 1), "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}
+    with _folder() as folder, _process("infinity-emb", argv, folder, own) as (process, began):
+        _await_http(process, port, "/health", folder)
+        yield Server("infinity-emb", process.pid, port, time.perf_counter() - began)
+
+
+@contextlib.contextmanager
 def bare_server(kind: str, *arguments: str) -> Generator[Server]:
     """One of `benchmarks.bare`'s servers: `handler`, or `proxy` before a port."""
     port = free_port()
@@ -158,8 +184,10 @@ def _folder() -> Generator[Path]:
 
 
 @contextlib.contextmanager
-def _process(name: str, argv: Sequence[str], folder: Path) -> Generator[tuple[subprocess.Popen[bytes], float]]:
-    environ = {key: value for key, value in os.environ.items() if key in _INHERITED}
+def _process(
+    name: str, argv: Sequence[str], folder: Path, variables: Mapping[str, str] | None = None
+) -> Generator[tuple[subprocess.Popen[bytes], float]]:
+    environ = {key: value for key, value in os.environ.items() if key in _INHERITED} | {**(variables or {})}
     environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[1])
     with (folder / "output").open("wb") as output:
         began = time.perf_counter()

@@ -8,7 +8,7 @@ import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 from urllib.parse import quote, urlencode
 
 import msgspec
@@ -39,6 +39,10 @@ class TimeoutAnswer(TimedOut, AnswerError):
     """504."""
 
 
+class CutOff(CtlError):
+    """The connection ended before the answer did."""
+
+
 class Client:
     """Calls the daemon; each call opens a connection of its own."""
 
@@ -58,17 +62,20 @@ class Client:
         """The answer's JSON. Statuses in `accept` are no error. Raises `CtlError` and its kinds."""
         return self._call("GET", path, query=query, body=None, accept=accept, timeout_seconds=timeout_seconds)
 
+    def pages(self, path: str, query: Query, type: type[T]) -> Iterator[Page[T]]:
+        """The pages of a list answer, one after the other. Raises `CtlError`."""
+        while True:
+            page = decode(self.get(path, query), Page[type])
+            yield page
+            if not page.next_cursor or not page.data:
+                return
+            query = {**query, "cursor": page.next_cursor}
+
     def get_list(self, path: str, query: Query) -> bytes:
         """A list answer with the objects of every page. Raises `CtlError`."""
-        whole = decode(self.get(path, query), ListAnswer)
-        while whole.next_cursor:
-            page = decode(self.get(path, {**query, "cursor": whole.next_cursor}), ListAnswer)
-            if not page.data:
-                break
-            whole.data += page.data
-            whole.next_cursor = page.next_cursor
-        whole.next_cursor = None
-        return msgspec.json.encode(whole)
+        return msgspec.json.encode(
+            ListAnswer([item for page in self.pages(path, query, msgspec.Raw) for item in page.data])
+        )
 
     def post(
         self,
@@ -80,6 +87,10 @@ class Client:
         """As `get`; `timeout_seconds` is for what takes long, and `--timeout` overrides it."""
         data = msgspec.json.encode(body) if body else b"{}"
         return self._call("POST", path, query=None, body=data, timeout_seconds=timeout_seconds)
+
+    def delete(self, path: str) -> None:
+        """As `get`, for what answers nothing."""
+        self._call("DELETE", path, query=None, body=None)
 
     @contextmanager
     def stream(
@@ -176,9 +187,9 @@ class Client:
             hint = "run llmctl as the user that runs llmvisor"
             raise CtlError(f"not allowed to use {where}", hint=hint) from None
         except (http.client.RemoteDisconnected, ConnectionError):
-            raise CtlError(f"the connection to {where} was closed before the answer was whole") from None
+            raise CutOff(f"the connection to {where} was closed before the answer was whole") from None
         except http.client.IncompleteRead:
-            raise CtlError(f"the answer on {where} was cut short") from None
+            raise CutOff(f"the answer on {where} was cut short") from None
         except (http.client.HTTPException, ValueError) as fault:
             raise CtlError(f"{where} does not speak HTTP: is it llmvisor's? ({type(fault).__name__})") from None
         except OSError as fault:
@@ -193,9 +204,16 @@ def decode(body: bytes, type: type[T]) -> T:
         raise CtlError(f"the daemon's answer makes no sense: {fault}", hint=_VERSION_HINT) from None
 
 
+class Page(msgspec.Struct, Generic[T]):
+    """A `ListAnswer` whose objects are known."""
+
+    data: list[T]
+    next_cursor: str | None = None
+
+
 def decode_list(body: bytes, type: type[T]) -> list[T]:
     """The objects of a list answer. Raises `CtlError`."""
-    return [decode(bytes(item), type) for item in decode(body, ListAnswer).data]
+    return decode(body, Page[type]).data
 
 
 def path_of(path: str, query: Query | None) -> str:

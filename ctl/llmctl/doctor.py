@@ -19,12 +19,11 @@ import msgspec
 from llmctl import limits, render
 from llmctl.client import Client
 from llmvisor.control.api import BackendProbe
-from llmvisor.control.paths import data_dir
+from llmvisor.control.paths import data_dir, starter_model_path
 
 PYTHON_MIN = (3, 11)
 BACKENDS_GROUP = "llmvisor.runtimes"
 """The entry points that backends are."""
-STARTER_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _GGUF_MAGIC = b"GGUF"
 _COMPILERS = ("cc", "gcc", "clang")
 _CONFIG_HINT = "llmctl config init"
@@ -194,7 +193,7 @@ def nearest_existing(path: Path) -> Path:
 
 def starter_model(environ: Mapping[str, str]) -> Finding:
     """The model that is served where nothing is configured."""
-    path = data_dir(environ) / "models" / STARTER_FILE
+    path = starter_model_path(environ)
     fix = "make model   (in llmvisor's source tree)"
     try:
         with path.open("rb") as file:

@@ -25,3 +25,20 @@ memory_free_bytes_min = 512 * 1024**2
 
 backends_seconds_max = 600.0
 """Importing every backend's engine, one after the other."""
+search_seconds_max = 60.0
+"""Registries are asked over the network."""
+models_shown_max = 50
+"""On a terminal, unless more are asked for."""
+page_items_max = 1000
+"""The daemon's own bound on a page of a list."""
+bench_requests_max = 256
+"""At once; each has a thread of its own."""
+completion_seconds_max = 1.0
+"""A person has pressed TAB and waits."""
+completion_items_max = 1000
+watch_window_seconds = 10.0
+"""After this `jobs watch` asks how all jobs are, whatever it was told meanwhile."""
+streams_max = 3
+"""Of one job's events, where they break off although it runs on."""
+dying_daemon_tries_max = 20
+"""`poll_seconds` apart."""

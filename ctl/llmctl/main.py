@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TextIO, cast
 
 from llmctl.errors import DONE, INTERRUPTED, CtlError, UsageError
 from llmctl.terminal import Terminal, standard_terminal
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from llmctl.session import Session
 
 SOCKET_VARIABLE = "LLMVISOR_SOCKET"
+COMPLETE_COMMAND = "__complete"
+"""What the completion scripts call."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,16 +29,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         # What a model says may be more than an old terminal's character set holds.
         stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType] - TextIO lacks it, the standard streams have it
+    out = standard_terminal()
     try:
-        code = _guarded(sys.argv[1:] if argv is None else argv, standard_terminal())
+        code = _guarded(sys.argv[1:] if argv is None else argv, out)
         sys.stdout.flush()
     except BrokenPipeError:
-        # `llmctl logs | head`: the reader has enough. What is still buffered must not meet the pipe at exit.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        for stream in (sys.stdout, sys.stderr):
-            os.dup2(nowhere, stream.fileno())
+        # `llmctl logs | head`: the reader has enough.
+        _write_no_more(sys.stdout, sys.stderr)
         code = DONE
+    except OSError as error:
+        # `llmctl models > /full/disk/list`
+        _write_no_more(sys.stdout)
+        code = _report(CtlError(f"what was asked for cannot be written: {error.strerror or error}"), out)
     return code
+
+
+def _write_no_more(*streams: TextIO) -> None:
+    """What is still buffered must not meet the same fault again at exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in streams:
+        os.dup2(nowhere, stream.fileno())
 
 
 def _guarded(argv: Sequence[str], out: Terminal) -> int:
@@ -52,6 +64,10 @@ def _guarded(argv: Sequence[str], out: Terminal) -> int:
 
 
 def _run(argv: Sequence[str], out: Terminal) -> int:
+    if argv[:1] == [COMPLETE_COMMAND]:
+        from llmctl.commands.shell import complete  # noqa: PLC0415 - for shells alone
+
+        return complete(argv[1:], out)
     from llmctl.arguments import build_parser  # noqa: PLC0415 - inside the `try` that reports its errors
 
     parser = build_parser(_version(), argv)

@@ -37,6 +37,11 @@ def duration(seconds: float | None) -> str:
     raise AssertionError("unreachable: days take every duration")
 
 
+def milliseconds(value: float) -> str:
+    """`34 ms`; from a second on as a duration: `1.2s`."""
+    return f"{value:.0f} ms" if value < 1000 else duration(value / 1000)
+
+
 def countdown(seconds: float | None) -> str:
     """One unit: `45s`, `5m`, `3h`."""
     if seconds is None:
@@ -60,6 +65,20 @@ def count(value: int | None) -> str:
 def amount(value: float, unit: str) -> str:
     """Progress in its own unit: bytes as a size, others as they are."""
     return long_size(int(value)) if unit == "bytes" else f"{value:.0f} {unit}"
+
+
+def times(count: int) -> str:
+    """`once`, `twice`, `3 times`."""
+    return {1: "once", 2: "twice"}.get(count, f"{count} times")
+
+
+def part(done: int, total: int, unit: str) -> str:
+    """How much of how much; a unit that both have is said once: `25 of 100 MiB`, `900 KiB of 1.2 GiB`."""
+    if unit != "bytes":
+        return f"{done} of {total} {unit}"
+    first, last = long_size(done), long_size(total)
+    number, _, same = first.partition(" ")
+    return f"{number if last.endswith(f' {same}') else first} of {last}"
 
 
 def state(name: str) -> str:

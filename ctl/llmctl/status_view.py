@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 
 from llmctl import render
 from llmctl.table import Cell, Column, Paint, fold, table
 from llmctl.terminal import Style, printable
+from llmctl.times import local_time
 from llmvisor.control.api import DaemonStatus, Job, RuntimeStatus
 
 _TIERS = ("light", "medium", "heavy", "embedding", "reranker")
@@ -36,6 +36,7 @@ _COLUMNS = (
     Column("RST", right=True, silent=("", "0")),
 )
 _LAST_LINES_SHOWN = 8
+_SHORT_ID_LENGTH = 8
 
 
 def daemon_view(status: DaemonStatus, *, width: int | None, paint: Paint) -> list[str]:
@@ -179,9 +180,9 @@ def jobs_table(jobs: Sequence[Job], *, width: int | None, paint: Paint) -> list[
     )
     rows = [
         [
-            Cell(job.id),
-            Cell("restart" if job.params.restart else job.type),
-            Cell(job.params.model),
+            Cell(_shown_id(job, width)),
+            Cell(_job_type(job)),
+            Cell(job_subject(job)),
             Cell(job.state, "red" if job.state == "failed" else ""),
             Cell(f"{100 * job.progress:.0f}%"),
             Cell(local_time(job.created_at)[5:16]),
@@ -191,15 +192,21 @@ def jobs_table(jobs: Sequence[Job], *, width: int | None, paint: Paint) -> list[
     lines = table(columns, rows, width=width, paint=paint)
     for job in jobs:
         if job.error:
-            lines += ["", paint(f"{job.id} {job.state}", "red")]
-            lines += [f"  {piece}" for piece in fold(printable(job.error), (width or 10_000) - 2)]
+            lines += ["", paint(f"{_shown_id(job, width)} {job.state}", "red")]
+            told = [job.error, *([job.hint] if job.hint else [])]
+            lines += [f"  {piece}" for text in told for piece in fold(printable(text), (width or 10_000) - 2)]
     return lines
 
 
-def local_time(moment: str) -> str:
-    """An ISO 8601 moment on the person's own clock; as it is where it is none."""
-    try:
-        parsed = datetime.fromisoformat(moment)
-    except ValueError:
-        return printable(moment)
-    return parsed.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+def _shown_id(job: Job, width: int | None) -> str:
+    """On a terminal the end of a long id, where two differ most: commands take it for the whole one."""
+    return job.id if width is None or len(job.id) <= 2 * _SHORT_ID_LENGTH else job.id[-_SHORT_ID_LENGTH:]
+
+
+def _job_type(job: Job) -> str:
+    return "restart" if job.params.restart else "rollback" if job.params.rollback else job.type
+
+
+def job_subject(job: Job) -> str:
+    """What a job is about: its model; before that is known, where it comes from."""
+    return printable(job.params.model or job.params.source or job.params.path or "")

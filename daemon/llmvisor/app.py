@@ -17,22 +17,35 @@ from llmvisor.broadcast import Hub
 from llmvisor.cache.store import make_cache
 from llmvisor.clock import Clock
 from llmvisor.config.layers import LoadedConfig, check_text
+from llmvisor.config.tree import ModelConfig
 from llmvisor.control.api import Event, Job, RuntimeStatus
 from llmvisor.control.daemon import DaemonControl, Endpoints
 from llmvisor.http.ids import Ids
 from llmvisor.http.server import build_app, runner
 from llmvisor.http.settings import HttpSettings
-from llmvisor.jobs import Jobs
+from llmvisor.jobs.setup import make_fetch_runner, make_jobs
 from llmvisor.listen import PortFile, address_of, open_tcp, open_unix
 from llmvisor.lock import DaemonLock, remove_stale_socket
 from llmvisor.log import LogHub, get_logger
+from llmvisor.models.library import Library
+from llmvisor.models.registry import Registry
+from llmvisor.models.shelf import Shelf
 from llmvisor.process import connections_max, protect_daemon
-from llmvisor.routing.names import NamedModel, Purpose, resolve
+from llmvisor.routing.names import Purpose
 from llmvisor.services.cached import CachedService
 from llmvisor.services.local import LocalService
+from llmvisor.services.metered import MeteredService
 from llmvisor.services.service import Service
+from llmvisor.store.jobs import JobRows
+from llmvisor.store.measures import MeasureRows
+from llmvisor.store.models import ModelRows
+from llmvisor.store.registry import RegistryRows
+from llmvisor.store.store import Store
+from llmvisor.store.usage import UsageRows
+from llmvisor.supervision.measured import LoadMeasurer
 from llmvisor.supervision.state import State
 from llmvisor.supervision.supervisor import Supervisor
+from llmvisor.usage import UsageRecorder
 
 _log = get_logger(__name__)
 
@@ -53,14 +66,33 @@ class App:
             self._config, run_dir=self._socket_path.parent, clock=clock, publish=self._publish_runtime
         )
         self._logs = logs
-        local = LocalService(self._supervisor, cache_always=self._config.cache.always)
+        storage = Path(self._config.storage.dir or "")
+        self._store = Store(storage / "llmvisor.db", clock)
+        self._library = Library(
+            Shelf(storage / "models"), ModelRows(self._store), self._supervisor, llm=self._config.llm, clock=clock
+        )
+        local = LocalService(self._supervisor, self._library, cache_always=self._config.cache.always)
         self._cache = make_cache(self._config.cache, clock)
         cached = CachedService(local, self._cache, touch=self._supervisor.touch)
-        self._service: Service = cached if self._config.cache.enabled else local
-        self._jobs = Jobs(
+        self._service: Service = MeteredService(cached if self._config.cache.enabled else local, clock=clock)
+        self._usage = UsageRecorder(UsageRows(self._store))
+        self._measurer = LoadMeasurer(MeasureRows(self._store), config=self._config_of, clock=clock)
+        self._fetcher = make_fetch_runner(run_dir=self._socket_path.parent, clock=clock)
+        self._jobs = make_jobs(
+            self._config,
             runtime=local.runtime,
+            library=self._library,
+            fetcher=self._fetcher,
+            records=JobRows(self._store),
             publish=self._publish_job,
             new_id=lambda: self._ids.new("job_"),
+            clock=clock,
+        )
+        self._registry = Registry(
+            self._fetcher,
+            RegistryRows(self._store),
+            registries=self._config.registries,
+            memory_bytes=lambda: self._supervisor.memory.limit_bytes,
             clock=clock,
         )
         self._endpoints = Endpoints(socket=str(self._socket_path))
@@ -72,6 +104,9 @@ class App:
             logs=logs,
             endpoints=self._endpoints,
             cache=self._cache,
+            store=self._store,
+            usage=self._usage,
+            registry=self._registry,
             clock=clock,
             check=functools.partial(check_text, environ=os.environ, cwd=Path.cwd()),
             stop=self.stop,
@@ -94,6 +129,11 @@ class App:
         async with AsyncExitStack() as stack:
             stack.enter_context(DaemonLock(self._socket_path.parent, socket_path=self._socket_path))
             self._supervisor.sweep()
+            stack.push_async_callback(self._store.close)
+            stack.push_async_callback(self._usage.close)
+            stack.push_async_callback(self._measurer.close)
+            stack.push_async_callback(self._library.close)
+            stack.push_async_callback(self._registry.close)
             await self._cache.open()
             stack.push_async_callback(self._cache.close)
             tcp = open_tcp(config.server.host, config.server.port)
@@ -112,6 +152,7 @@ class App:
             self._endpoints.address = address_of(tcp)
             self._announce()
             background = [
+                asyncio.create_task(self._open_stored(), name="open the store"),
                 asyncio.create_task(self._supervisor.read_headers(), name="read headers"),
                 asyncio.create_task(self._end_when_idle(), name="idle watch"),
             ]
@@ -165,6 +206,8 @@ class App:
             clock=self._clock,
             ids=self._ids,
             resolve=self._resolve,
+            installed=self._library,
+            record=self._usage.record,
         )
 
     def _http_settings(self, bound_host: str) -> HttpSettings:
@@ -174,25 +217,27 @@ class App:
             allowed_hosts=(server.host, *server.allowed_hosts),
             cors_origins=tuple(server.cors_origins),
             max_body_bytes=server.body_bytes_max,
+            media_hosts=tuple(server.media_hosts),
             connections_max=connections_max(),
         )
 
     def _resolve(self, requested: str | None, purpose: Purpose = "name") -> str:
-        models = [
-            NamedModel(
-                name=name,
-                tier=runtime.config.tier,
-                aliases=runtime.config.aliases,
-                loaded=runtime.state is State.READY,
-                type=self._supervisor.catalogue.type(name),
-            )
-            for name, runtime in self._supervisor.runtimes.items()
-        ]
         fallback = self._config.llm.fallback_to_loaded
-        return resolve(requested, models, purpose=purpose, fallback_to_loaded=fallback).name
+        runtimes = self._supervisor.runtimes if fallback else {}
+        loaded = (name for name, runtime in runtimes.items() if runtime.state is State.READY)
+        return self._supervisor.names.resolve(requested, purpose=purpose, loaded=loaded).name
+
+    def _config_of(self, model: str) -> ModelConfig | None:
+        """What a model's runtime runs with."""
+        runtime = self._supervisor.runtimes.get(model)
+        return None if runtime is None else runtime.config
 
     def _publish_runtime(self, status: RuntimeStatus) -> None:
         self._jobs.on_runtime(status)
+        self._measurer.observe(status)
+        runtime = self._supervisor.runtimes.get(status.model)
+        if runtime is not None and runtime.info is not None and status.state in {"loaded", "busy"}:
+            self._library.on_loaded(runtime.name, runtime.config.path, runtime.info.capabilities)
         self._events.publish(Event(self._clock.now().isoformat(), "runtime", runtime=status))
 
     def _publish_job(self, job: Job) -> None:
@@ -200,9 +245,17 @@ class App:
 
     # ------------------------------------------------------------------------------------------------ background
 
+    async def _open_stored(self) -> None:
+        """What is installed and under way, while the port is open already: a slow disk holds up nothing else."""
+        await self._store.open()
+        await self._library.open()
+        await self._jobs.open()
+
     async def _end_when_idle(self) -> None:
         seconds = self._config.server.shutdown_timeout
         while seconds:
+            if self._jobs.busy:
+                self._supervisor.touch()
             idle = self._clock.monotonic() - self._supervisor.idle_since
             if idle >= seconds:
                 _log.info("no request for a while: stopping", seconds=seconds)

@@ -25,6 +25,7 @@ LlmvisorError
 ├── ServerError                 the daemon cannot serve at the moment
 │   ├── QueueFull               503 queue_full           (retryable)
 │   ├── ShuttingDown            503 shutting_down        (retryable)
+│   ├── StoreUnavailable        503 store_unavailable    (retryable)
 │   └── InternalError           500 internal_error
 ├── ConfigError                 configuration that cannot be used, every problem at once
 ├── StartError                  the daemon cannot start (lock held, port taken, socket refused)
@@ -177,6 +178,13 @@ class QueueFull(ServerError):
 
 class ShuttingDown(ServerError):
     code = "shutting_down"
+    retryable = True
+
+
+class StoreUnavailable(ServerError):
+    """What has to be written down, or read, cannot be now: disk full, file locked, made by a newer version."""
+
+    code = "store_unavailable"
     retryable = True
 
 

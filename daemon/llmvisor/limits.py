@@ -62,6 +62,8 @@ log_linger_seconds = 0.02
 log_lines_per_worker = 200
 """The last lines of a worker, kept for post-mortems."""
 log_line_bytes_max = 16 * 1024
+log_field_names_kept_max = 256
+"""Names of fields of which it is remembered whether they hold a secret."""
 log_queue_records_max = 10_000
 log_recent_records_max = 2_000
 subscriber_queue_events_max = 1_000
@@ -88,11 +90,6 @@ log_file_retry_seconds = 30.0
 """Between two attempts at a log file that cannot be written."""
 log_sweep_seconds = 3600.0
 """Between two looks for rotated log files that are too old."""
-
-# -- weights out of packages
-fetch_chunk_bytes = 1024 * 1024
-fetch_spare_bytes = 64 * 1024 * 1024
-"""Free disk space that is left beside what a fetch takes."""
 
 # -- the pipes of a worker
 report_read_bytes = 64 * 1024
@@ -195,8 +192,20 @@ media_parts_max = 64
 """Images and sounds of one conversation."""
 media_bytes_max = 16 * 1024 * 1024
 """One image or sound, decoded."""
+media_fetches_max = 16
+"""URLs of one conversation that are fetched."""
+media_fetches_at_once_max = 4
+"""Of these."""
+media_fetch_seconds_max = 20.0
+"""All of these together."""
+media_redirects_max = 3
+media_url_chars_max = 4096
+media_connections_max = 32
+"""To the hosts of images and sounds, of all requests together."""
 image_pixels_max = 64 * 1024 * 1024
 """An image says in its first bytes how large it becomes; larger ones are never unpacked."""
+images_pixels_max = 128 * 1024 * 1024
+"""Those of one conversation together: they are unpacked at once, to three bytes a pixel."""
 adapters_max = 64
 adapter_name_chars_max = 128
 
@@ -240,3 +249,109 @@ option_path_chars_max = 4096
 
 jpeg_segments_max = 4096
 """Segments of a JPEG before its frame; real files have dozens."""
+
+# -- jobs
+jobs_running_max = 64
+"""At the same time, those that fetch counted as well; `downloads.jobs` bounds these."""
+jobs_waiting_max = 1_000
+job_retries_max = 8
+"""Tries in a row that brought nothing before a job is given up."""
+job_crashes_max = 3
+"""Ends of its fetch process without a word, in a row."""
+job_backoff_seconds = 2.0
+"""What the first retry waits at most; each further one twice as long."""
+job_backoff_seconds_max = 300.0
+job_retry_after_seconds_max = 3600.0
+"""A server that wants more is asked again after this."""
+job_events_kept_max = 64
+"""Of one job, for a client that comes back."""
+job_saved_seconds = 5.0
+"""Between two writes of a job that has only got further."""
+jobs_open_seconds_max = 15.0
+"""What a request waits for the jobs of an earlier daemon, which are read once the store is open."""
+job_save_retry_seconds = 5.0
+"""Between two attempts at a store that cannot be written."""
+jobs_close_seconds_max = 10.0
+idempotency_key_chars_max = 255
+source_chars_max = 1024
+
+# -- the fetch process
+fetch_line_bytes_max = 16 * 1024 * 1024
+"""Of one report: a folder's files, a page of models."""
+fetch_silent_seconds_max = 900.0
+"""A fetch process that says nothing for so long is ended; it reports as it goes on."""
+fetch_read_bytes = 64 * 1024
+
+# -- the store
+store_open_seconds_max = 30.0
+"""What the daemon waits for its store: opened, checked, brought to this version."""
+store_answer_seconds_max = 30.0
+"""What anybody waits for the store; a dead disk answers never."""
+store_silent_seconds_max = 1.0
+"""The same once it is known not to answer."""
+store_close_seconds_max = 3.0
+store_lock_seconds_max = 5.0
+"""What a write waits for another process that has locked the file."""
+store_lock_degraded_seconds_max = 0.2
+"""The same once it is known to be locked, so that callers do not queue up."""
+store_retry_seconds = 5.0
+"""Between two attempts to write to a store that could not be written."""
+store_queue_calls_max = 10_000
+store_full_check_bytes_max = 64 * 1024 * 1024
+"""A larger file is checked at the start without comparing its indexes with their tables."""
+store_versions_ahead_max = 1000
+"""A file that says it is newer by more is damaged."""
+store_check_problems_max = 10
+"""Lines of a check that are logged."""
+store_damaged_files_kept_max = 5
+store_copies_kept_max = 3
+"""Of the file as it was before a newer version changed it."""
+store_wal_bytes_max = 4 * 1024 * 1024
+store_probe_bytes = 64 * 1024
+"""Written to see whether the disk takes something again."""
+registry_rows_max = 10_000
+registry_searches_max = 1_000
+load_measures_max = 10_000
+load_measures_waiting_max = 1_000
+"""Measures that are not written yet."""
+load_peak_growth_ratio_min = 1.1
+"""A worker's memory is noted again once it has grown by so much."""
+usage_rows_max = 100_000
+"""Single requests that are kept; older ones are summed up by day."""
+usage_rows_slack = 1_000
+"""That many more before they are."""
+usage_day_rows_max = 200_000
+usage_sums_max = 10_000
+"""Rows of one answer."""
+usage_buffer_rows_max = 10_000
+"""Requests that have ended and are not written yet."""
+usage_flush_seconds_max = 5.0
+"""What whoever asks for the usage waits for the last requests to be written."""
+usage_write_seconds = 1.0
+"""Requests that ended within this are written together."""
+
+# -- installed models
+installed_name_chars_max = 100
+revision_chars_max = 128
+inner_path_chars_max = 1024
+"""Of a file's name within its model's folder."""
+manifest_bytes_max = 4 * 1024 * 1024
+installed_wait_seconds_max = 30.0
+"""What a request waits for the list of installed models after a start, where only that can tell its model."""
+library_close_seconds_max = 10.0
+"""What the end of the daemon waits for files that are being removed."""
+installed_slice_models = 250
+"""Installed models that are taken in at a start before others get their turn."""
+remove_wait_seconds_max = 20.0
+"""What the removal of a model waits for its worker's end."""
+
+# -- registries
+search_query_chars_max = 256
+search_results_max = 100
+search_keep_seconds = 3600.0
+"""What a registry has found is answered from the store for this long."""
+searches_at_once_max = 4
+"""Each is a process."""
+searches_pending_max = 16
+"""Of different words; the same ones are asked for once."""
+search_seconds_max = 50.0

@@ -90,17 +90,17 @@ class LogHub:
         self._recent: deque[LogRecord] = deque(maxlen=limits.log_recent_records_max)
         self._recent_lock = threading.Lock()
         self.hub: Hub[LogRecord] = Hub(limits.subscriber_queue_events_max)
-        line = json_line if settings.format == "json" else text_line
+        self._format = json_line if settings.format == "json" else text_line
 
-        def write_console(records: list[LogRecord]) -> int:
-            write_all(console_fd, b"".join(map(line, records)))
+        def write_console(lines: list[bytes]) -> int:
+            write_all(console_fd, b"".join(lines))
             return 0
 
         self._writers = [_Writer("log-console", LEVELS[settings.console_level], write_console)]
         if settings.file is not None:
-            self._writers.append(self._file_writer(settings, line))
+            self._writers.append(self._file_writer(settings))
 
-    def _file_writer(self, settings: LogSettings, line: Callable[[LogRecord], bytes]) -> _Writer:
+    def _file_writer(self, settings: LogSettings) -> _Writer:
         path = Path(settings.file or "")
         file = RotatingFile(
             path,
@@ -110,12 +110,7 @@ class LogHub:
             clock=self._clock,
             on_problem=lambda error: self._tell_file_problem(path, error),
         )
-        return _Writer(
-            "log-file",
-            LEVELS[settings.file_level],
-            lambda records: file.write([line(record) for record in records]),
-            close=file.close,
-        )
+        return _Writer("log-file", LEVELS[settings.file_level], file.write, close=file.close)
 
     @property
     def level(self) -> LogLevel:
@@ -140,9 +135,10 @@ class LogHub:
         with self._recent_lock:
             self._recent.append(record)
         level = LEVELS[record.level]
+        line = _Line(record, self._format)
         for writer in self._writers:
             if level >= writer.level:
-                writer.put(record)
+                writer.put(line)
         self._publish(record)
 
     def emit(self, *, level: LogLevel, module: str, message: str, values: dict[str, object]) -> None:
@@ -190,6 +186,22 @@ class LogHub:
         self.emit(level="error", module=__name__, message=reason, values={})
 
 
+class _Line:
+    """A record as bytes, formatted once for all writers, in the thread of the first that wants it."""
+
+    __slots__ = ("_data", "_format", "_record")
+
+    def __init__(self, record: LogRecord, format: Callable[[LogRecord], bytes]) -> None:
+        self._record = record
+        self._format = format
+        self._data: bytes | None = None
+
+    def data(self) -> bytes:
+        if self._data is None:
+            self._data = self._format(self._record)
+        return self._data
+
+
 class _Writer:
     """A bounded queue and the thread that empties it. Only this thread waits for the reader on the other side."""
 
@@ -197,25 +209,25 @@ class _Writer:
         self,
         name: str,
         level: int,
-        write: Callable[[list[LogRecord]], int],
+        write: Callable[[list[bytes]], int],
         close: Callable[[], None] | None = None,
     ) -> None:
         self.level = level
         self.dropped = 0
         self._write = write
         self._close = close
-        self._queue: deque[LogRecord] = deque()
+        self._queue: deque[_Line] = deque()
         self._changed = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def put(self, record: LogRecord) -> None:
+    def put(self, line: _Line) -> None:
         with self._changed:
             if len(self._queue) >= limits.log_queue_records_max or self._stopping:
                 self.dropped += 1
                 return
-            self._queue.append(record)
+            self._queue.append(line)
             if len(self._queue) == 1:
                 self._changed.notify()
 
@@ -231,7 +243,7 @@ class _Writer:
     def _run(self) -> None:
         while batch := self._take():
             try:
-                lost = self._write(batch)
+                lost = self._write([line.data() for line in batch])
             except OSError:  # nobody reads the console any more
                 lost = len(batch)
             if lost:
@@ -240,7 +252,7 @@ class _Writer:
         if self._close is not None:
             self._close()
 
-    def _take(self) -> list[LogRecord]:
+    def _take(self) -> list[_Line]:
         with self._changed:
             self._changed.wait_for(lambda: self._queue or self._stopping)
             # One wake-up for all that comes within a moment: each costs the loop its turn at the interpreter.

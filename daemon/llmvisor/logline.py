@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import datetime
+from functools import lru_cache
 from typing import cast
 
 import msgspec
@@ -78,13 +79,17 @@ def json_line(record: LogRecord) -> bytes:
 
 
 def _value_text(name: str, value: object) -> str:
+    if isinstance(value, int | float):
+        return str(value)  # a number is a count (`tokens=12`), never a credential
     if isinstance(value, Mapping):
         items = ((str(key), item) for key, item in cast("Mapping[object, object]", value).items())
         return _cut("{" + ", ".join(f"{key}: {_value_text(key, item)}" for key, item in items) + "}")
-    # A number is a count (`tokens=12`), never a credential.
-    if not isinstance(value, int | float) and _SECRET_NAME.search(name):
-        return MASK
-    return _cut(_mask_text(str(value)))
+    return MASK if _is_secret(name) else _cut(_mask_text(str(value)))
+
+
+@lru_cache(maxsize=limits.log_field_names_kept_max)
+def _is_secret(name: str) -> bool:
+    return _SECRET_NAME.search(name) is not None
 
 
 def _mask_text(text: str) -> str:

@@ -189,7 +189,7 @@ async def test_fingerprint_is_of_the_model_as_loaded(tmp_path: Path, stream: boo
     loaded = service.statuses[0]
     async with served(tmp_path, service) as front:
         for path, body in ((CHAT, {"messages": MESSAGES}), (COMPLETIONS, {"prompt": "x"})):
-            service.statuses[0] = msgspec.structs.replace(loaded, size=None, created=0)
+            service.statuses[0] = msgspec.structs.replace(loaded, state="not_loaded", size=None, created=0)
             first = asyncio.create_task(front.post(path, {**body, "stream": stream}))
             await eventually(lambda: service.running == 1, 10, "the request waits")
             service.statuses[0] = loaded

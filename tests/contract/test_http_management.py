@@ -16,6 +16,7 @@ from tests.support.polling import eventually
 
 from llmvisor.control.api import DaemonStatus, Event, Job, LogRecord, RuntimeStatus
 from llmvisor.http.settings import HttpSettings
+from llmvisor.jobs.history import JobEvent
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ class Feed:
         """Kind and data of the next event; comments are passed over."""
         while (block := await self.block()).startswith(":"):
             pass
-        kind, data = block.split("\n")
+        kind, data = (line for line in block.split("\n") if not line.startswith("id: "))
         return kind.removeprefix("event: "), data.removeprefix("data: ").encode()
 
 
@@ -133,13 +134,17 @@ async def test_job_is_submitted_with_its_model_resolved(front: Served) -> None:
 
 
 async def test_jobs_are_listed_with_filters(front: Served) -> None:
-    """By state, type and model, and the first so many."""
+    """By state, type and model, page by page: also the oldest of very many are found."""
     front.control.job_list = [job("j3"), job("j2", state="failed"), job("j1", model="plain")]
     assert await ids(front, "/jobs") == ["j3", "j2", "j1"]
     assert await ids(front, "/jobs?state=failed") == ["j2"]
     assert await ids(front, "/jobs?model=light") == ["j3", "j2"]
     assert await ids(front, "/jobs?type=unload") == []
     assert await ids(front, "/jobs?limit=1") == ["j3"]
+    first = (await front.manage("GET", "/jobs?limit=2")).json
+    assert first["next_cursor"] == "j2"
+    rest = (await front.manage("GET", f"/jobs?limit=2&cursor={first['next_cursor']}")).json
+    assert ([one["id"] for one in rest["data"]], rest["next_cursor"]) == (["j1"], None)
     assert (await front.manage("GET", "/jobs?state=odd")).status == 400
 
 
@@ -161,10 +166,10 @@ async def test_job_events_begin_with_now_and_end_with_the_job(front: Served) -> 
     async with front.unix.get("http://localhost/jobs/j1/events") as response:
         feed = Feed(response)
         assert await feed.event() == ("job", msgspec.json.encode(job("j1")))
-        front.control.job_changes.publish(job("j1", progress=0.75))
+        front.control.job_changes.publish(JobEvent(2, job("j1", progress=0.75)))
         kind, data = await feed.event()
         assert (kind, msgspec.json.decode(data, type=Job).progress) == ("job", 0.75)
-        front.control.job_changes.publish(job("j1", state="succeeded"))
+        front.control.job_changes.publish(JobEvent(3, job("j1", state="succeeded")))
         assert b'"succeeded"' in await asyncio.wait_for(response.content.read(), 5)
     await eventually(lambda: front.control.subscribers == 0)
     front.control.job_list = [job("j2", state="failed")]

@@ -18,6 +18,7 @@ from tests.support.llmctl_process import llmctl
 from llmctl import doctor, doctor_daemon
 from llmctl.client import Client
 from llmctl.doctor import Finding, Place
+from llmvisor.control.paths import starter_model_path
 from llmvisor_runtimes.probe import probe
 
 
@@ -198,9 +199,9 @@ def test_what_the_daemon_finds_wrong_is_a_problem(daemon: FakeDaemon) -> None:
 def test_starter_model_has_to_be_a_gguf(tmp_path: Path) -> None:
     """Absent, of another kind, and right."""
     environ = {"LLMVISOR_DATA_DIR": str(tmp_path), "HOME": str(tmp_path)}
-    path = tmp_path / "models" / doctor.STARTER_FILE
+    path = starter_model_path(environ)
     assert doctor.starter_model(environ).level == "problem"
-    path.parent.mkdir()
+    path.parent.mkdir(parents=True)
     path.write_bytes(b"<html>not found</html>")
     assert "is no GGUF file" in doctor.starter_model(environ).text
     path.write_bytes(b"GGUF" + bytes(100))

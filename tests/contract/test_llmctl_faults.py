@@ -27,6 +27,19 @@ COMMANDS = (
     ("logs", "-f"),
     ("events",),
     ("jobs",),
+    ("jobs", "watch"),
+    ("jobs", "prune"),
+    ("install", "starter"),
+    ("import", "."),
+    ("update", "light"),
+    ("update", "--all"),
+    ("delete", "light", "--yes"),
+    ("models", "rollback", "light"),
+    ("search", "qwen"),
+    ("usage",),
+    ("cache",),
+    ("cache", "clear"),
+    ("bench", "light"),
     ("port",),
     ("health",),
     ("config", "show"),
@@ -207,7 +220,14 @@ def test_faulty_answers_leave_no_file_descriptor_open(daemon: FakeDaemon) -> Non
         ("load", "a", "b"),
         ("logs", "--level", "loud"),
         ("status", "--timeout", "-1"),
-        ("jobs", "watch"),
+        ("jobs", "cancel"),
+        ("jobs", "list", "job_01"),
+        ("models", "rollback"),
+        ("models", "list", "light"),
+        ("models", "--limit", "0"),
+        ("install",),
+        ("update",),
+        ("bench", "light", "-c", "none"),
     ],
     ids=" ".join,
 )
@@ -229,3 +249,16 @@ def test_an_argument_that_is_no_text_is_wrong_usage(daemon: FakeDaemon) -> None:
     )
     assert ended.returncode == 2
     assert b"Traceback" not in ended.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux's file that is always full")
+def test_a_full_disk_is_told_and_changes_no_exit_code(daemon: FakeDaemon) -> None:
+    """`llmctl models > list`: a message, and no traceback. Where the message is lost, the exit code says the same."""
+    daemon.items("/llm/models", [fake.model()])
+    env = environment(daemon.socket_path)
+    with open("/dev/full", "wb") as full:
+        ended = subprocess.run(command("models"), env=env, check=False, stdout=full, stderr=subprocess.PIPE)
+        silent = subprocess.run(command("show", "absent"), env=env, check=False, stderr=full)
+    assert ended.returncode == 1
+    assert ended.stderr.decode() == "llmctl: what was asked for cannot be written: No space left on device\n"
+    assert silent.returncode == 4

@@ -6,10 +6,13 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from tests.support import fake_daemon as fake
 from tests.support.fake_daemon import FakeDaemon, as_object
 from tests.support.llmctl_process import TerminalRun, llmctl
+
+from llmvisor.control.api import JobParams
 
 EVENTS = "/jobs/job_01/events"
 
@@ -37,7 +40,7 @@ def test_load_asks_for_a_load_job(daemon: FakeDaemon) -> None:
     (request,) = daemon.asked("POST", "/jobs")
     assert request.content_type == "application/json"
     assert as_object(request)["type"] == "load"
-    assert as_object(request)["params"] == {"model": "light", "force": False, "restart": False}
+    assert msgspec.convert(as_object(request)["params"], JobParams) == JobParams(model="light")
 
 
 def test_load_draws_a_bar_on_a_terminal(daemon: FakeDaemon) -> None:
@@ -45,7 +48,7 @@ def test_load_draws_a_bar_on_a_terminal(daemon: FakeDaemon) -> None:
     daemon.stream("GET", EVENTS, [("job", fake.job(done=n * 2**20)) for n in range(60)], hold_open=True)
     with TerminalRun(daemon.socket_path, "load", "light") as run:
         run.expect("loading light")
-        run.expect("59 MiB of 100 MiB")
+        run.expect("59 of 100 MiB")
         daemon.answer("GET", "/jobs/job_01", fake.ended_job())
         daemon.released.set()
         run.expect("light is loaded (2.5s)")
@@ -105,6 +108,16 @@ def test_load_fails_when_the_daemon_stops_telling(daemon: FakeDaemon) -> None:
     assert "llmctl jobs watch job_01" in ended.stderr
 
 
+def test_load_takes_a_broken_stream_up_again(daemon: FakeDaemon) -> None:
+    """1. The stream breaks off. 2. The job runs on. 3. A second stream tells its end. Result: it is done."""
+    daemon.answer("GET", "/jobs/job_01", fake.job())
+    whole = daemon.answers["GET", EVENTS]
+    daemon.stream("GET", EVENTS, [("job", fake.job())])
+    daemon.answer_in_turn("GET", EVENTS, [daemon.answers["GET", EVENTS], whole])
+    assert llmctl(daemon.socket_path, "load", "light").code == 0
+    assert len(daemon.asked("GET", EVENTS)) == 2
+
+
 def test_load_gives_up_after_its_timeout(daemon: FakeDaemon) -> None:
     """Exit code 5, and the job is said to go on."""
     daemon.stream("GET", EVENTS, [("job", fake.job())], hold_open=True)
@@ -118,7 +131,7 @@ def test_load_interrupted_leaves_the_job_alone(daemon: FakeDaemon) -> None:
     """1. Ctrl-C while it loads. Result: exit code 130, the job goes on, and is named."""
     daemon.stream("GET", EVENTS, [("job", fake.job())], hold_open=True)
     with TerminalRun(daemon.socket_path, "load", "light") as run:
-        run.expect("25 MiB of 100 MiB")
+        run.expect("25 of 100 MiB")
         run.interrupt(until="the job job_01 goes on")
         run.expect("the job job_01 goes on")
         assert run.wait() == 130
@@ -130,7 +143,7 @@ def test_load_interrupted_cancels_the_job_when_told_to(daemon: FakeDaemon) -> No
     daemon.stream("GET", EVENTS, [("job", fake.job())], hold_open=True)
     daemon.answer("POST", "/jobs/job_01/cancel", fake.job(state="cancelling"))
     with TerminalRun(daemon.socket_path, "load", "light", "--cancel-on-interrupt") as run:
-        run.expect("25 MiB of 100 MiB")
+        run.expect("25 of 100 MiB")
         run.interrupt()
         assert run.wait() == 130
     assert len(daemon.asked("POST", "/jobs/job_01/cancel")) == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +14,7 @@ from tests.support import fake_daemon as fake
 from tests.support.fake_daemon import FakeDaemon
 from tests.support.llmctl_process import TerminalRun, environment, llmctl
 
-from llmctl.arguments import COMMANDS
+from llmctl.command_table import COMMANDS
 
 NAMES = [entry.name for _, members in COMMANDS for entry in members]
 
@@ -81,3 +83,34 @@ def test_dumb_terminal_gets_plain_text(daemon: FakeDaemon) -> None:
 def test_version_is_the_packages(tmp_path: Path) -> None:
     """`llmctl --version`."""
     assert llmctl(tmp_path / "absent", "--version").stdout.startswith("llmctl 0.")
+
+
+def test_completion_of_commands_imports_neither_http_nor_msgspec(tmp_path: Path) -> None:
+    """TAB has to answer at once; only models, jobs and keys need the daemon."""
+    modules = imported(tmp_path / "absent", "__complete", "bash", "llmctl sta")
+    assert "argparse" in modules
+    assert {"http.client", "msgspec", "rich", "yaml"} & modules == set()
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("status",)], ids=" ".join)
+def test_start_takes_a_moment(daemon: FakeDaemon, arguments: tuple[str, ...]) -> None:
+    """A third of a second of work at the most, whatever else the machine does: 50 ms and 90 ms is what it takes."""
+    spent: list[float] = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert llmctl(daemon.socket_path, *arguments).code == 0
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(spent) < 0.35
+
+
+def test_bars_have_no_colours_with_no_color(daemon: FakeDaemon) -> None:
+    """NO_COLOR holds for progress too; the bars themselves stay."""
+    daemon.answer("POST", "/jobs", fake.install_job(), status=202)
+    daemon.stream("GET", "/jobs/job_01/events", [("job", fake.install_job())], hold_open=True)
+    with TerminalRun(daemon.socket_path, "install", "starter", env={"NO_COLOR": "1"}) as run:
+        run.expect("50 of 100 MiB")
+        run.interrupt(until="goes on")
+        assert run.wait() == 130
+    assert "━" in run.text
+    assert not re.search(r"\x1b\[[0-9;]*3[0-7]m", run.raw)

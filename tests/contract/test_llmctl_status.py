@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -202,3 +203,34 @@ def test_jobs_shows_and_cancels_one(daemon: FakeDaemon) -> None:
     assert "25%  weights" in llmctl(daemon.socket_path, "jobs", "show", "job_01").stdout
     assert "cancelling" in llmctl(daemon.socket_path, "jobs", "cancel", "job_01").stdout
     assert llmctl(daemon.socket_path, "jobs", "cancel").code == 2
+
+
+def test_models_on_a_terminal_shows_a_first_page(daemon: FakeDaemon) -> None:
+    """Of many: fifty are asked for, and how to get the others is said; `--all` and pipes have every one."""
+    pages: list[list[object]] = [[fake.model(f"m{page}-{place}") for place in range(50)] for page in range(3)]
+    daemon.pages("/llm/models", pages)
+    with TerminalRun(daemon.socket_path, "models") as run:
+        run.expect("light/m0-49")
+        run.expect("the first 50; all: llmctl models --all")
+        assert run.wait() == 0
+    assert [request.query for request in daemon.requests] == [{"limit": "50"}]
+    with TerminalRun(daemon.socket_path, "models", "--all") as run:
+        run.expect("light/m2-49")
+        assert run.wait() == 0
+    assert len(llmctl(daemon.socket_path, "models").stdout.splitlines()) == 151
+    assert len(llmctl(daemon.socket_path, "models", "--limit", "60").stdout.splitlines()) == 61
+    shown = json.loads(llmctl(daemon.socket_path, "models", "--limit", "60", "--json").stdout)
+    assert len(shown["data"]) == 60
+
+
+def test_models_with_ten_thousand_is_no_slower_than_it_reads(daemon: FakeDaemon) -> None:
+    """Every one in a pipe, whole and aligned, in a few seconds at the most on a busy machine."""
+    daemon.pages(
+        "/llm/models", [[fake.model(f"model-{page}{place:03}") for place in range(1000)] for page in range(10)]
+    )
+    began = time.monotonic()
+    lines = llmctl(daemon.socket_path, "models").stdout.splitlines()
+    assert time.monotonic() - began < 10
+    assert len(lines) == 10_001
+    assert len({line.index("llamacpp") for line in lines[1:]}) == 1
+    assert len(set(lines)) == 10_001

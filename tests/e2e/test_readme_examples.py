@@ -16,9 +16,12 @@ import pytest
 import yaml
 from tests.support.daemon import Daemon, starter_model, stream
 from tests.support.flag_models import bge_m3_folder, reranker_folder
+from tests.support.hub_double import HubDouble, Repository
 from tests.support.leaks import no_leaks
 from tests.support.llmctl_process import command, environment, llmctl
+from tests.support.ollama_double import Manifest, OllamaDouble
 from tests.support.polling import eventually_sync
+from tests.support.tiny_gguf import write_tiny_gguf
 
 pytestmark = pytest.mark.model
 
@@ -43,14 +46,34 @@ LLMCTL = [words[1:] for words in console_lines() if words[0].endswith("llmctl")]
 
 
 @pytest.fixture(scope="module")
-def daemon() -> Generator[Daemon]:
+def registries(tmp_path_factory: pytest.TempPathFactory) -> Generator[dict[str, str]]:
+    """A hub and Ollama's registry with what the README asks of them."""
+    tiny = write_tiny_gguf(tmp_path_factory.mktemp("models") / "tiny.gguf").read_bytes()
+    with HubDouble() as hub, OllamaDouble() as ollama:
+        hub.repositories["bartowski/Qwen2.5-7B-Instruct-GGUF"] = Repository({"Qwen2.5-7B-Instruct-Q4_K_M.gguf": tiny})
+        ollama.manifests["library/llama3.2:3b"] = Manifest([("model", tiny)])
+        yield {"huggingface": hub.url, "ollama": ollama.url, "ollama_library": ollama.url}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A person's folder, with the file that the README imports."""
+    folder = tmp_path_factory.mktemp("home")
+    (folder / "Downloads").mkdir()
+    write_tiny_gguf(folder / "Downloads" / "model.gguf")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def daemon(registries: dict[str, str], home: Path) -> Generator[Daemon]:
     models = {
         # One thread each: what shares cores with other tests waits for its own threads otherwise.
         "smollm2": starter_model(n_ctx=2048, parallel=2, n_threads=1),
         "m3": {"path": str(bge_m3_folder()), "tier": "embedding", "n_threads": 1},
         "ranker": {"path": str(reranker_folder()), "tier": "reranker", "n_threads": 1},
     }
-    with no_leaks(), Daemon({"models": models}) as one:
+    env = {"HF_HOME": str(home), "HF_TOKEN": ""}
+    with no_leaks(), Daemon({"models": models, "registries": registries}, env=env) as one:
         yield one
 
 
@@ -58,7 +81,7 @@ def test_readme_has_what_is_run_here() -> None:
     """Its blocks are found: a title or a fence that changes does not switch these tests off."""
     paths = {word.rpartition(":8000")[2].removeprefix("$URL") for words in CURL for word in words if "/v1/" in word}
     assert paths == {"/v1/chat/completions", "/v1/embeddings", "/v1/rerank"}
-    assert {words[0] for words in LLMCTL} >= {"status", "chat", "logs"}
+    assert {words[0] for words in LLMCTL} >= {"status", "chat", "logs", "search", "install", "import"}
     assert len(blocks("python")) == 2
     assert len(blocks("yaml")) >= 2
 
@@ -104,9 +127,10 @@ def run_llmctl(daemon: Daemon, words: list[str], stdin: bytes | None) -> str:
 
 
 @pytest.mark.parametrize("words", [words for words in LLMCTL if "-f" not in words], ids=" ".join)
-def test_llmctl_line_does_something(daemon: Daemon, words: list[str]) -> None:
+def test_llmctl_line_does_something(daemon: Daemon, home: Path, words: list[str]) -> None:
     """It ends well and prints something; what asks for a word gets one."""
-    shown = run_llmctl(daemon, words, b"Say hello.\n" if words[0] == "chat" else None)
+    typed = [f"{home}{word[1:]}" if word.startswith("~/") else word for word in words]
+    shown = run_llmctl(daemon, typed, b"Say hello.\n" if words[0] == "chat" else None)
     assert shown.strip()
 
 

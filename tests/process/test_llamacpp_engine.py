@@ -160,6 +160,23 @@ def test_options_take_effect(tiny: Path) -> None:
     driver.close()
 
 
+def test_stop_texts_of_the_options_end_conversations(tiny: Path) -> None:
+    """What a model's source says of where answers end counts as the request's own does; plain prompts go on."""
+    conversation = ChatPrompt([ChatMessage("user", "hi")])
+    with llama_driver(tiny) as driver:
+        id = driver.converse(conversation, sampling=LETTERS_ONLY, max_tokens=12)
+        driver.run()
+        free = driver.outputs[id, 0]
+    stop = free.text[4:6]
+    with llama_driver(tiny, options={"stop": msgspec.Raw(msgspec.msgpack.encode([stop]))}) as driver:
+        prompt = driver.backend.tokenize(conversation, add_special=True, parse_special=True)
+        plain = driver.generate(prompt, sampling=LETTERS_ONLY, max_tokens=12)
+        id = driver.converse(conversation, sampling=LETTERS_ONLY, max_tokens=12)
+        driver.run()
+        assert (free.finish, plain.finish, driver.outputs[id, 0].finish) == ("length", "length", "stop")
+        assert driver.outputs[id, 0].text == free.text[: free.text.index(stop)]
+
+
 def test_context_beyond_what_the_model_was_trained_for_is_warned_of(
     tiny: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -64,7 +64,7 @@ def schema_grammar(schema: str = PAIR) -> Grammar:
 # ------------------------------------------------------------------------------------------------- what it comes out as
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(schema=json_schemas(), seed=st.integers(0, 2**31))
 def test_any_finished_text_fits_its_schema(driver: LlamaDriver, schema: str, seed: int) -> None:
     """1. A schema of common keywords, four texts at once. Result: all that end by themselves parse and validate."""

@@ -37,7 +37,7 @@ def ending(driver: MlxDriver) -> dict[int, float]:
     return {ids[0]: 12.0 for ids in tokens if len(ids) == 1}
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(schema=json_schemas(), seed=st.integers(0, 2**31))
 def test_any_finished_text_fits_its_schema(driver: MlxDriver, schema: str, seed: int) -> None:
     """1. A schema of common keywords, three texts at once. Result: all that end by themselves parse and validate."""

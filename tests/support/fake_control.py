@@ -22,9 +22,14 @@ from llmvisor.control.api import (
     JobRequest,
     LogLevel,
     LogRecord,
+    RegistryModel,
     RuntimeStatus,
+    UsageRow,
 )
 from llmvisor.errors import Conflict, ModelNotFound, NotFound
+from llmvisor.jobs.history import JobEvent
+from llmvisor.models.registry import RegistryName
+from llmvisor.store.usage import UsageGroup
 
 T = TypeVar("T")
 TIME = "2026-01-01T00:00:00Z"
@@ -65,10 +70,18 @@ class FakeControl:
     checked: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
     shutdowns: int = 0
     backend_list: list[BackendStatus] = field(default_factory=list[BackendStatus])
+    registry_models: list[RegistryModel] = field(default_factory=list[RegistryModel])
+    searched: list[tuple[str, RegistryName | None, int]] = field(
+        default_factory=list[tuple[str, RegistryName | None, int]]
+    )
+    usage_rows: list[UsageRow] = field(default_factory=list[UsageRow])
+    usage_asked: list[tuple[list[UsageGroup], str | None]] = field(
+        default_factory=list[tuple[list[UsageGroup], str | None]]
+    )
     failure: Exception | None = None
     """Raised by `daemon_status`."""
     events: Hub[Event] = field(default_factory=lambda: Hub[Event](100))
-    job_changes: Hub[Job] = field(default_factory=lambda: Hub[Job](100))
+    job_changes: Hub[JobEvent] = field(default_factory=lambda: Hub[JobEvent](100))
     log: Hub[LogRecord] = field(default_factory=lambda: Hub[LogRecord](4))
     subscribers: int = 0
 
@@ -107,8 +120,19 @@ class FakeControl:
             raise ModelNotFound(f"no runtime {model}")
         return RUNTIME
 
+    async def read_header(self, model: str) -> None:
+        pass
+
     def cache_stats(self) -> CacheStats:
         return CacheStats(0, 0, 0, 0, 0, 0, 0.0, 0)
+
+    async def search_registries(self, query: str, *, registry: RegistryName | None, limit: int) -> list[RegistryModel]:
+        self.searched.append((query, registry, limit))
+        return self.registry_models[:limit]
+
+    async def usage(self, group_by: Sequence[UsageGroup], *, since: str | None) -> list[UsageRow]:
+        self.usage_asked.append((list(group_by), since))
+        return self.usage_rows
 
     def clear_cache(self) -> int:
         return 3
@@ -116,9 +140,12 @@ class FakeControl:
     async def backends(self) -> list[BackendStatus]:
         return self.backend_list
 
-    def submit_job(self, request: JobRequest) -> Job:
+    async def submit_job(self, request: JobRequest) -> Job:
         self.submitted.append(request)
         return msgspec.structs.replace(job("job_new"), type=request.type, params=request.params)
+
+    async def jobs_known(self) -> None:
+        pass
 
     def jobs(self) -> list[Job]:
         return self.job_list
@@ -129,11 +156,16 @@ class FakeControl:
                 return item
         raise NotFound(f"there is no job {job_id}")
 
-    def watch_job(self, job_id: str) -> AbstractContextManager[Subscription[Job]]:
-        self.job(job_id)
-        return self._counted(self.job_changes)
+    def watch_job(self, job_id: str, after: int | None) -> AbstractContextManager[Subscription[JobEvent]]:
+        return self._watching(JobEvent((after or 0) + 1, self.job(job_id)))
 
-    def cancel_job(self, job_id: str) -> Job:
+    @contextmanager
+    def _watching(self, now: JobEvent) -> Generator[Subscription[JobEvent]]:
+        with self._counted(self.job_changes) as subscription:
+            subscription.put(now)
+            yield subscription
+
+    async def cancel_job(self, job_id: str) -> Job:
         found = self.job(job_id)
         if found.state == "succeeded":
             raise Conflict("it has ended")

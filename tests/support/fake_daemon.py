@@ -59,6 +59,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._serve()
 
+    def do_DELETE(self) -> None:
+        self._serve()
+
     def _serve(self) -> None:
         parts = urlsplit(self.path)
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -110,6 +113,25 @@ class FakeDaemon(AbstractContextManager["FakeDaemon"]):
         """A JSON answer; msgspec Structs and plain values."""
         self.answers[method, path] = _json_answer(value, status=status)
 
+    def job_list(self, jobs: Iterable[dict[str, Any]]) -> None:
+        """`GET /jobs`, and `DELETE /jobs/ID`, after which a job is no longer there."""
+        there = {str(job["id"]): job for job in jobs}
+
+        def respond(handler: _Handler) -> None:
+            _json_answer({"object": "list", "data": list(there.values())}, status=200)(handler)
+
+        def forgetting(name: str) -> Respond:
+            def respond(handler: _Handler) -> None:
+                del there[name]
+                handler.send_response(204)
+                handler.end_headers()
+
+            return respond
+
+        self.answers["GET", "/jobs"] = respond
+        for name in there:
+            self.answers["DELETE", f"/jobs/{name}"] = forgetting(name)
+
     def error(self, method: str, path: str, message: str, *, status: int, code: str) -> None:
         error = {"message": message, "type": "invalid_request_error", "code": code, "param": None}
         self.answer(method, path, {"error": error}, status=status)
@@ -148,6 +170,15 @@ class FakeDaemon(AbstractContextManager["FakeDaemon"]):
                     return
             if not hold_open:
                 handler.wfile.write(b"0\r\n\r\n")
+
+        self.answers[method, path] = respond
+
+    def answer_in_turn(self, method: str, path: str, answers: Iterable[Respond]) -> None:
+        """The first answer for the first request, and so on; each as `answers` has it."""
+        left = iter(answers)
+
+        def respond(handler: _Handler) -> None:
+            next(left)(handler)
 
         self.answers[method, path] = respond
 
@@ -292,6 +323,47 @@ def job(**changes: Any) -> dict[str, Any]:
         "unit": "bytes",
         "created_at": START,
         "started_at": START,
+    }
+    return {**values, **changes}
+
+
+def install_job(**changes: Any) -> dict[str, Any]:
+    """A Job: an installation that runs, half of it fetched."""
+    params = {"source": "hf:org/repo", "model": ""}
+    values = {"type": "install", "params": params, "stage": "downloading", "done": 50 * 1024**2, "progress": 0.5}
+    return job(**{**values, "bytes_per_second": 25.0 * 1024**2, **changes})
+
+
+def registry_model(name: str = "org/repo", **changes: Any) -> dict[str, Any]:
+    """A RegistryModel of Hugging Face."""
+    values: dict[str, Any] = {
+        "registry": "huggingface",
+        "id": name,
+        "source": f"hf:{name}",
+        "likes": 120,
+        "downloads": 51_200,
+        "tags": ["gguf"],
+        "size": 2 * 1024**3,
+        "parameters": 4_020_000_000,
+        "is_gguf": True,
+        "fits": True,
+        "fetched_at": START,
+    }
+    return {**values, **changes}
+
+
+def usage_row(**changes: Any) -> dict[str, Any]:
+    """A UsageRow by model."""
+    values: dict[str, Any] = {
+        "requests": 12,
+        "errors": 1,
+        "prompt_tokens": 3400,
+        "cached_tokens": 800,
+        "completion_tokens": 950,
+        "first_token_ms": 84.2,
+        "total_ms": 1712.0,
+        "cost": 0.0,
+        "model": "light/smollm2-135m-instruct",
     }
     return {**values, **changes}
 

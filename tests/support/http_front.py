@@ -20,6 +20,8 @@ from llmvisor.clock import SystemClock
 from llmvisor.http.ids import Ids
 from llmvisor.http.server import build_app, runner
 from llmvisor.http.settings import HttpSettings
+from llmvisor.services.metered import MeteredService
+from llmvisor.store.usage import EndedRequest
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
@@ -60,6 +62,8 @@ class Served:
     unix: aiohttp.ClientSession
     service: FakeService = field(default_factory=FakeService)
     control: FakeControl = field(default_factory=FakeControl)
+    ended: list[EndedRequest] = field(default_factory=list[EndedRequest])
+    """What was written down of requests."""
     writers: list[asyncio.StreamWriter] = field(default_factory=list[asyncio.StreamWriter])
 
     @property
@@ -117,13 +121,15 @@ async def served(
 ) -> AsyncGenerator[Served]:
     """The front, accepting on both, until the `with` ends."""
     service, control, clock = service or FakeService(), control or FakeControl(), SystemClock()
+    ended: list[EndedRequest] = []
     app = build_app(
-        service=service,
+        service=MeteredService(service, clock=clock),
         control=control,
         settings=settings or HttpSettings(handler_cleanup_seconds=0.2),
         clock=clock,
         ids=Ids(clock, os.urandom),
         resolve=service.resolve,
+        record=ended.append,
     )
     front = runner(app)
     await front.setup()
@@ -134,7 +140,7 @@ async def served(
         port: int = next(address[1] for address in front.addresses if not isinstance(address, str))
         unix = aiohttp.UnixConnector(path=str(socket_path))
         async with aiohttp.ClientSession() as tcp, aiohttp.ClientSession(connector=unix) as over_unix:
-            it = Served(port, socket_path, tcp, over_unix, service, control)
+            it = Served(port, socket_path, tcp, over_unix, service, control, ended=ended)
             try:
                 yield it
             finally:

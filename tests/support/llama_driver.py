@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -131,9 +132,16 @@ class LlamaDriver:
         for _ in range(STEPS_MAX):
             if until() if until else self.backend.delay_seconds() is None:
                 return
-            assert self.backend.delay_seconds() == 0, "the engine has stopped before the condition held"
+            delay = self.backend.delay_seconds()
+            assert delay is not None, "the engine has stopped before the condition held"
+            time.sleep(delay)
             self.step()
         raise AssertionError("the engine does not come to an end")
+
+    def converse(self, conversation: ChatPrompt, **wanted: object) -> int:
+        """Hand a conversation in, as the prompt thread would make it ready; gives its id."""
+        prompt = self.backend.tokenize(conversation, add_special=True, parse_special=True)
+        return self.submit(prompt, conversation=conversation, **wanted)  # type: ignore[arg-type]
 
     def generate(self, prompt: list[int], **wanted: object) -> Output:
         """Run one request alone; gives its first choice."""

@@ -18,9 +18,11 @@ from typing import NamedTuple, Self
 
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[()][A-Z0-9]|\x1b[=>]")
 _IN_TERMINAL = """
-import fcntl, runpy, sys, termios
+import fcntl, os, runpy, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-sys.argv[0] = "llmctl"
+if sys.argv[1] != "llmctl":
+    os.execvp(sys.argv[1], sys.argv[1:])
+del sys.argv[0]
 runpy.run_module("llmctl", run_name="__main__", alter_sys=True)
 """
 """Takes the terminal as its own first: that is what makes Ctrl-C a signal. (`preexec_fn` and threads do not mix.)"""
@@ -70,15 +72,20 @@ def llmctl(
 
 
 class TerminalRun:
-    """llmctl in a pseudo-terminal: `expect` waits for a text, `send` types."""
+    """llmctl (or another program) in a pseudo-terminal: `expect` waits for a text, `send` types."""
 
     def __init__(
-        self, socket_path: Path, *arguments: str, env: Mapping[str, str] | None = None, columns: int = 80
+        self,
+        socket_path: Path,
+        *arguments: str,
+        env: Mapping[str, str] | None = None,
+        columns: int = 80,
+        program: str = "llmctl",
     ) -> None:
         self._controller, terminal = pty.openpty()
         termios.tcsetwinsize(terminal, (40, columns))
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _IN_TERMINAL, *arguments],
+            [sys.executable, "-c", _IN_TERMINAL, program, *arguments],
             stdin=terminal,
             stdout=terminal,
             stderr=terminal,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import gguf
@@ -25,13 +26,24 @@ def byte_tokens(text: str) -> list[int]:
 
 
 def write_tiny_gguf(
-    path: Path, *, seed: int = 1, layers: int = 2, dims: int = 64, context_length: int = 1024, infill: bool = False
+    path: Path,
+    *,
+    seed: int = 1,
+    layers: int = 2,
+    dims: int = 64,
+    context_length: int = 1024,
+    infill: bool = False,
+    mrope: bool = False,
+    further_tokens: Sequence[str] = (),
+    split_tensors: int = 0,
 ) -> Path:
     """Write a model of llama's architecture with one token for each byte; the same seed gives the same file.
 
-    With `infill` it names the `INFILL_TOKENS`.
+    With `infill` it names the `INFILL_TOKENS`. With `mrope` it is Qwen2-VL's, where images have two dimensions.
+    `further_tokens` are special ones.
+    With `split_tensors` it is split into files of so many tensors, and the first one's path is given.
     """
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, "qwen2vl" if mrope else "llama", split_max_tensors=split_tensors)
     writer.add_name("tiny")
     writer.add_context_length(context_length)
     writer.add_embedding_length(dims)
@@ -41,24 +53,28 @@ def write_tiny_gguf(
     writer.add_head_count_kv(2)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_dimension_count(dims // 4)
+    if mrope:
+        writer.add_rope_dimension_sections([dims // 16, dims // 32, dims // 32, 0])
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
-    add_byte_tokenizer(writer)
+    add_byte_tokenizer(writer, further_tokens)
     for name, token in zip(("pre", "suf", "mid"), INFILL_TOKENS if infill else (), strict=False):
         writer.add_uint32(f"tokenizer.ggml.fim_{name}_token_id", token)
-    _add_weights(writer, np.random.default_rng(seed), layers, dims)
+    _add_weights(writer, np.random.default_rng(seed), layers, dims, VOCABULARY + len(further_tokens))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
+    return min(path.parent.glob(f"{path.stem}-00001-of-*.gguf")) if split_tensors else path
 
 
-def add_byte_tokenizer(writer: gguf.GGUFWriter) -> None:
+def add_byte_tokenizer(writer: gguf.GGUFWriter, further_tokens: Sequence[str] = ()) -> None:
     """One token for each byte, a conversation's template, and a leading token."""
     kinds = gguf.TokenType
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "<|end|>"]
     types = [kinds.UNKNOWN, kinds.CONTROL, kinds.CONTROL, *[kinds.BYTE] * 256, kinds.NORMAL, kinds.CONTROL]
     assert len(tokens) == VOCABULARY
+    tokens += further_tokens
+    types += [kinds.CONTROL] * len(further_tokens)
     writer.add_tokenizer_model("llama")
     writer.add_token_list(tokens)
     writer.add_token_scores([0.0] * len(tokens))
@@ -71,7 +87,7 @@ def add_byte_tokenizer(writer: gguf.GGUFWriter) -> None:
     writer.add_chat_template(CHAT_TEMPLATE)
 
 
-def _add_weights(writer: gguf.GGUFWriter, random: np.random.Generator, layers: int, dims: int) -> None:
+def _add_weights(writer: gguf.GGUFWriter, random: np.random.Generator, layers: int, dims: int, vocabulary: int) -> None:
     def matrix(name: str, rows: int, columns: int) -> None:
         # Large enough that attention looks at something: text then depends on the whole context.
         writer.add_tensor(name, (random.standard_normal((rows, columns)) * 2 / columns**0.5).astype(np.float32))
@@ -79,9 +95,9 @@ def _add_weights(writer: gguf.GGUFWriter, random: np.random.Generator, layers: i
     def ones(name: str) -> None:
         writer.add_tensor(name, np.ones(dims, dtype=np.float32))
 
-    matrix("token_embd.weight", VOCABULARY, dims)
+    matrix("token_embd.weight", vocabulary, dims)
     ones("output_norm.weight")
-    matrix("output.weight", VOCABULARY, dims)
+    matrix("output.weight", vocabulary, dims)
     for layer in range(layers):
         block = f"blk.{layer}"
         ones(f"{block}.attn_norm.weight")

@@ -158,3 +158,16 @@ def test_peer_is_built_once_for_each_version(tmp_path: Path, monkeypatch: pytest
     (peers.cache_dir() / "version").write_text("1.0\n")
     assert peers.is_built("1.0")
     assert not peers.is_built("1.1")
+
+
+def test_infinity_peer_counts_once_it_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installation that broke off has no list of versions, and one of another version is made anew."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    peers.infinity_path().parent.mkdir(parents=True)
+    peers.infinity_path().touch()
+    assert peers.infinity_versions() == {}
+    stamp = peers.infinity_path().parents[1] / "versions"
+    stamp.write_text("infinity-emb==0.0.1\ntorch==2.0\n")
+    assert peers.infinity_versions() == {}
+    stamp.write_text(f"infinity-emb=={peers.INFINITY_VERSION}\ntorch==2.0+cpu\n")
+    assert peers.infinity_versions() == {"infinity-emb": peers.INFINITY_VERSION, "torch": "2.0+cpu"}

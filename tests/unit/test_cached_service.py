@@ -156,6 +156,24 @@ async def test_run_goes_on_for_those_who_stay_and_ends_with_the_last(service: Ca
     assert len(counted.runs) == 2, "what was abandoned is not joined any more"
 
 
+async def test_answer_of_a_model_that_was_replaced_meanwhile_is_not_kept(
+    service: CachedService, counted: Counted
+) -> None:
+    """The request may have waited for the next worker, which has other weights."""
+    generated = asyncio.ensure_future(answer(service, asked()))
+    embedded = asyncio.ensure_future(service.embed("m", EmbeddingRequest("r", ["a"], ["dense"])))
+    await asyncio.sleep(0)
+    counted.fingerprint = "two"
+    counted.runs[0].go.set()
+    counted.go.set()
+    await asyncio.gather(generated, embedded)
+    counted.fingerprint = "one"
+    service.generate("m", asked())
+    assert (len(counted.runs), counted.calls) == (2, 1)
+    await service.embed("m", EmbeddingRequest("r", ["a"], ["dense"]))
+    assert counted.calls == 2
+
+
 async def test_run_that_fails_fails_for_all_and_is_not_kept(service: CachedService, counted: Counted) -> None:
     tasks = [asyncio.ensure_future(answer(service, asked())) for _ in range(2)]
     await asyncio.sleep(0)

@@ -114,7 +114,7 @@ def test_config_files_of_ours_stand_in_the_working_directory_or_a_service_folder
     assert loaded.config.logging.main.file == "/var/lib/llmvisor/logs/main.log"
     assert loaded.config.control.socket == "/run/llmvisor/control.sock"
     assert loaded.config.models["smollm2-135m-instruct"].path == (
-        "/var/lib/llmvisor/models/SmolLM2-135M-Instruct.Q4_1.gguf"
+        "/var/lib/llmvisor/models/smollm2-135m-instruct/b179c9523d0e/SmolLM2-135M-Instruct.Q4_1.gguf"
     )
 
 

@@ -13,6 +13,7 @@ from tests.support.configuration import Configured
 from llmvisor import limits
 from llmvisor.config import schema
 from llmvisor.config.layers import LoadedConfig, check_text, config_values, load_config
+from llmvisor.config.paths import starter_model_path
 from llmvisor.errors import ConfigError
 
 
@@ -134,7 +135,8 @@ def test_config_is_complete_without_any(at: Configured) -> None:
     (name, model), *rest = loaded.config.models.items()
     assert not rest
     assert (name, model.tier, model.backend, model.n_ctx) == ("smollm2-135m-instruct", "light", "llamacpp", 8192)
-    assert model.path == str(at.folder / "home/.local/share/llmvisor/models/SmolLM2-135M-Instruct.Q4_1.gguf")
+    environ = {"HOME": str(at.folder / "home")}
+    assert model.path == str(starter_model_path(environ))
     assert {each.layer for each in config_values(loaded)} == {"default"}
     assert loaded.warnings == []
 

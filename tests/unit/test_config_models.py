@@ -167,3 +167,46 @@ def test_models_keep_the_order_of_the_file(at: Configured) -> None:
     text = "models: {z: {backend: mock}, light: {}, a: {backend: mock}}"
     models = at.load(text, LIGHT_BACKEND="mock", HEAVY_BACKEND="mock", LLMVISOR__MODELS__A__N_CTX="5").config.models
     assert list(models) == ["z", "light", "a", "heavy"]
+
+
+def test_files_in_the_options_start_from_the_configurations_folder(at: Configured) -> None:
+    """A worker's own folder is another: what is relative there, or begins with ~, means the file beside the config."""
+    text = """
+models:
+  m:
+    backend: llamacpp
+    path: m.gguf
+    options:
+      draft_model: drafts/small.gguf
+      mmproj: /eyes.gguf
+      adapters: {near: {path: near.gguf, scale: 0.5}, home: {path: ~/far.gguf}}
+"""
+    options = at.load(text).config.models["m"].options
+    assert options["draft_model"] == str(at.folder / "drafts/small.gguf")
+    assert options["mmproj"] == "/eyes.gguf"
+    assert options["adapters"] == {
+        "near": {"path": str(at.folder / "near.gguf"), "scale": 0.5},
+        "home": {"path": str(at.folder / "home/far.gguf")},
+    }
+
+
+def test_files_of_a_plug_ins_options_are_left_alone(at: Configured) -> None:
+    """What a backend's option means is the backend's to say."""
+    assert at.load("models: {m: {backend: mock, options: {mmproj: a}}}").config.models["m"].options == {"mmproj": "a"}
+
+
+def test_adapters_that_are_no_mapping_are_the_backends_to_refuse(at: Configured) -> None:
+    """Configuration passes on what it does not know."""
+    text = "models: {m: {backend: llamacpp, path: m.gguf, options: {adapters: [a], draft_model: 3}}}"
+    assert at.load(text).config.models["m"].options == {"adapters": ["a"], "draft_model": 3}
+
+
+@pytest.mark.parametrize(
+    ("key", "option"),
+    [("mmproj", "mmproj"), ("draft", "draft_model"), ("lora", "adapters"), ("chat_template", "chat_template")],
+)
+def test_option_beside_the_path_is_told_where_it_belongs(at: Configured, key: str, option: str) -> None:
+    """Other programs have it there; here it is one of the backend's options."""
+    assert at.problems(f"models: {{m: {{path: x.gguf, {key}: a}}}}") == [
+        f"config.yaml:1: models.m.{key}: unknown key; it is one of the model's options: options: {{{option}: …}}"
+    ]

@@ -25,7 +25,8 @@ from llmvisor.control.paths import default_socket_path
 def test_paths_data_folder(environ: dict[str, str], expected: str) -> None:
     """The explicit folder, a service's own, the desktop's standard, the home; an empty variable says nothing."""
     assert data_dir(environ) == Path(expected)
-    assert starter_model_path(environ).parent == Path(expected) / "models"
+    folder = Path(expected) / "models" / "smollm2-135m-instruct" / "b179c9523d0e"
+    assert starter_model_path(environ) == folder / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 @pytest.mark.parametrize(

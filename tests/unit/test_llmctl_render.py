@@ -133,7 +133,7 @@ def job(**changes: object) -> Job:
 
 def test_progress_text_has_rate_and_time_left() -> None:
     """Bytes with units, layers as a count, and an unknown total left out."""
-    assert progress_text(job(), 10 * 2**20, 7.5) == "weights  25 MiB of 100 MiB  10 MiB/s  7.5s left"
+    assert progress_text(job(), 10 * 2**20, 7.5) == "weights  25 of 100 MiB  10 MiB/s  7.5s left"
     assert (
         progress_text(job(done=3, total=30, unit="layers"), 2.0, 13.5)
         == "weights  3 of 30 layers  2 layers/s  14s left"

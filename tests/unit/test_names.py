@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from llmvisor import limits
 from llmvisor.errors import ModelNotFound, TierNotConfigured
-from llmvisor.routing.names import NamedModel, Purpose, check_name, resolve
+from llmvisor.routing.names import NamedModel, NameIndex, Purpose, check_name, resolve
 
 SMOL = NamedModel("smollm2-135m", "light", ("smol", "gpt-4o-mini"))
 STORIES = NamedModel("stories15m", "light")
@@ -276,3 +276,72 @@ def test_name_of_any_text_is_a_model_or_an_error_for_every_purpose(requested: st
     except (ModelNotFound, TierNotConfigured):
         found = None
     assert found is None or found in EVERY_TIER
+
+
+# ------------------------------------------------------------------------------------------------ the index
+
+
+def test_configured_model_comes_before_an_installed_one_with_its_alias() -> None:
+    """What a person wrote down counts; the installed one keeps its id with a tier."""
+    configured = NamedModel("one", "light", ("qwen",))
+    installed = NamedModel("qwen", "heavy", installed=True)
+    assert resolve("qwen", [configured, installed]) is configured
+    assert resolve("qwen", [installed, configured]) is configured
+    assert resolve("heavy/qwen", [configured, installed]) is installed
+
+
+_MODELS = st.builds(
+    NamedModel,
+    name=st.sampled_from(["a", "A", "b", "a:latest", "light", "7b"]),
+    tier=st.sampled_from([None, "light", "heavy", "embedding"]),
+    aliases=st.lists(st.sampled_from(["c", "C", "c:latest"]), max_size=2),
+    type=st.sampled_from(["llm", "embeddings"]),
+)
+_ASKED = st.sampled_from([None, "a", "A", "a:latest", "b", "c", "light", "heavy/a", "LIGHT/A", "embedding", "x", "3b"])
+
+
+def outcome(index: NameIndex, requested: str | None, purpose: Purpose) -> object:
+    try:
+        return index.resolve(requested, purpose=purpose)
+    except (ModelNotFound, TierNotConfigured) as error:
+        return str(error)
+
+
+@given(
+    changes=st.lists(st.tuples(st.booleans(), _MODELS), max_size=12),
+    requested=_ASKED,
+    purpose=st.sampled_from(["name", "text", "embedding"]),
+)
+def test_index_that_was_changed_is_as_one_that_is_new(
+    changes: list[tuple[bool, NamedModel]], requested: str | None, purpose: Purpose
+) -> None:
+    """Whatever models came, changed and went, a name means what it means among those that are there."""
+    index = NameIndex()
+    there: dict[str, NamedModel] = {}
+    for stays, model in changes:
+        if stays:
+            index.put(model)
+            before = there.get(model.name)
+            if before is not None and before.tier != model.tier:
+                # Its place among those of its new tier is the last one; elsewhere it keeps its own.
+                index.remove(model.name)
+                index.put(model)
+                del there[model.name]
+            there[model.name] = model
+        else:
+            index.remove(model.name)
+            there.pop(model.name, None)
+    fresh = NameIndex()
+    for model in there.values():
+        fresh.put(model)
+    assert outcome(index, requested, purpose) == outcome(fresh, requested, purpose)
+
+
+def test_name_among_very_many_is_found_and_a_wrong_one_told_apart() -> None:
+    """Those that begin alike are compared; the nearest is among them."""
+    index = NameIndex()
+    for number in range(10_000):
+        index.put(NamedModel(f"model-{number:05}"))
+    assert index.resolve("model-07777").name == "model-07777"
+    with pytest.raises(ModelNotFound, match="Nearest: model-07777,"):
+        index.resolve("model-07777-7b")

@@ -310,6 +310,16 @@ def test_media_are_bounded_over_the_conversation() -> None:
     assert error.value.param == "messages"
 
 
+def test_images_are_bounded_by_what_they_unpack_to_together() -> None:
+    """Each within its bound, and more than the bound of a conversation: a few bytes would be gigabytes."""
+    large = image(data_url(png_of(8192, limits.image_pixels_max // 8192)))
+    fitting = limits.images_pixels_max // limits.image_pixels_max
+    assert len(prompt(messages=[user(*[large] * fitting)]).messages) == 1
+    with pytest.raises(InvalidRequest, match="pixels in all images") as error:
+        prompt(messages=[user(large), user(*[large] * fitting)])
+    assert error.value.param == "messages"
+
+
 def test_marker_in_a_text_does_not_pass_for_an_image() -> None:
     """Beside images its text is refused; without any it is a text like others."""
     assert prompt(messages=[{"role": "user", "content": MEDIA_MARKER}]).messages[0].content == MEDIA_MARKER

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from llmvisor.config import schema
 from llmvisor.config.origins import Path, dotted, leaves
 from llmvisor.config.reload import MODEL_EFFECTS, SECTION_EFFECTS, Change, ReloadPlan, plan
-from llmvisor.config.tree import BackendConfig, Config, Control, ModelConfig, Restart, Server
+from llmvisor.config.tree import BackendConfig, Cache, Config, Control, ModelConfig, Restart, Server, Storage
 
 BASE = Config(
     control=Control(socket="/run/llmvisor/control.sock"),
@@ -53,6 +53,20 @@ def test_plan_classifies_every_key_of_the_tree() -> None:
         for key in schema.keys(schema.below(schema.ROOT, section) or schema.ROOT)
     }
     assert set(SECTION_EFFECTS) == sections
+
+
+def test_plan_of_the_cache_names_its_part() -> None:
+    """What is kept of answers may change as the daemon runs."""
+    found = plan(BASE, msgspec.structs.replace(BASE, cache=Cache(max_size=7)))
+    assert [(change.path, change.new) for change in found.cache] == [("cache.max_size", 7)]
+    assert found == ReloadPlan(cache=found.cache)
+
+
+def test_plan_leaves_the_store_where_it_is() -> None:
+    """Another folder for the store and the models waits for a restart, and the plan says so."""
+    found = plan(BASE, msgspec.structs.replace(BASE, storage=Storage(dir="/elsewhere")))
+    assert [wait.path for wait in found.waits] == ["storage.dir"]
+    assert found == ReloadPlan(waits=found.waits)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 from tests.support.fake_worker import FakeWorld, generation
 from tests.support.polling import eventually
 
+from llmvisor.config.tree import ModelConfig, Restart
 from llmvisor.errors import InsufficientMemory, ModelLoadFailed, RuntimeCrashed, ShuttingDown
 from llmvisor.supervision.state import State
 from llmvisor_runtimes.protocol import Cancel, Delta, Done, Generate, Load, SetThreads, Step
@@ -150,3 +151,83 @@ async def test_crash_ends_what_ran_and_serves_what_waited() -> None:
     await eventually(lambda: len(world.workers) == 2)
     world.workers[1].load()
     assert world.runtime.in_flight == 1
+
+
+def reloaded(world: FakeWorld, **settings: object) -> None:
+    config = ModelConfig(backend="mock", path="/new", **settings)  # pyright: ignore[reportArgumentType]
+    world.runtime.reconfigure(config)
+
+
+async def test_new_configuration_waits_for_what_runs() -> None:
+    """The old worker finishes its request; what comes meanwhile is served by the next one, which loads the new path."""
+    world = FakeWorld()
+    worker = await world.loaded()
+    running = world.runtime.generate(generation())
+    reloaded(world, queue_limit=7)
+    waiting = world.runtime.generate(generation())
+    assert (world.runtime.state, worker.stops) == (State.DRAINING, [])
+    worker.report(step(1, "a", done=True))
+    assert [delta.text async for batch in running for delta in batch] == ["a"]
+    assert worker.stops == ["close"]
+    worker.exit()
+    newer = await world.worker(2)
+    newer.load()
+    assert [command.path for command in newer.sent if isinstance(command, Load)] == ["/new"]
+    newer.report(step(2, "b", done=True))
+    assert [delta.text async for batch in waiting for delta in batch] == ["b"]
+    assert world.runtime.config.queue_limit == 7
+
+
+async def test_new_configuration_is_not_given_up_for_crashes_of_the_old_one() -> None:
+    """What waits is served by the next worker, although the old one spends the last restart by crashing."""
+    world = FakeWorld(restart=Restart(max=1), preload=True)
+    (await world.loaded()).exit(1)
+    world.clock.at += 1
+    await eventually(lambda: len(world.workers) == 2)
+    world.workers[1].load()
+    running = world.runtime.generate(generation())
+    reloaded(world)
+    waiting = world.runtime.generate(generation())
+    world.workers[1].exit(1)
+    with pytest.raises(RuntimeCrashed):
+        await anext(aiter(running))
+    newer = await world.worker(3)
+    newer.load()
+    newer.report(step(2, "b", done=True))
+    assert [delta.text async for batch in waiting for delta in batch] == ["b"]
+
+
+async def test_new_configuration_of_a_model_at_rest_starts_nothing() -> None:
+    """It counts from the next load on; one that was given up may be tried again."""
+    world = FakeWorld()
+    reloaded(world)
+    assert (world.runtime.state, world.workers) == (State.STOPPED, [])
+    worker = await world.loaded()
+    assert [command.path for command in worker.sent if isinstance(command, Load)] == ["/new"]
+    worker.exit(78)
+    assert world.runtime.state is State.FAILED
+    reloaded(world)
+    assert world.runtime.state is State.STOPPED
+
+
+async def test_new_configuration_while_the_old_one_loads_ends_that_load() -> None:
+    """What waits for the load gets the new one."""
+    world = FakeWorld()
+    stream = world.runtime.generate(generation())
+    worker = await world.worker()
+    reloaded(world)
+    assert worker.stops == ["kill"]
+    worker.exit(-9)
+    newer = await world.worker(2)
+    newer.load()
+    newer.report(step(1, "a", done=True))
+    assert [delta.text async for batch in stream for delta in batch] == ["a"]
+
+
+async def test_new_configuration_of_a_pinned_model_is_loaded_at_once() -> None:
+    """Nobody has to ask for what is to be kept loaded."""
+    world = FakeWorld(pinned=True)
+    worker = await world.loaded()
+    reloaded(world, pinned=True)
+    worker.exit()
+    await world.worker(2)

@@ -1,4 +1,4 @@
-"""`llmctl config`: `show` asks the daemon; `check`, `path` and `init` work without one."""
+"""`llmctl config`: `show` asks the daemon; `check`, `set`, `path` and `init` work without one."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ _YAML_WORDS = ("true", "false", "null", "yes", "no", "on", "off", "y", "n")
 class _Problems(msgspec.Struct):
     """As `POST /config/check` answers."""
 
+    valid: bool
     problems: list[str]
 
 
@@ -32,10 +33,14 @@ class _Path(msgspec.Struct):
 
 
 def config(session: Session) -> int:
-    """Show, check, path or init."""
+    """Show, check, set, path or init."""
     action = cast("str", session.args.action)
     if action == "show":
         return _show(session)
+    if action == "set":
+        from llmctl.commands.config_set import config_set  # noqa: PLC0415 - reads and writes YAML, for this alone
+
+        return config_set(session)
     file = cast("str | None", getattr(session.args, "file", None))
     # The daemon's own program does it, in a process of its own: llmctl imports nothing of its configuration.
     command = [sys.executable, "-m", "llmvisor", "config", action, *([file] if file else [])]
@@ -75,7 +80,7 @@ def _as_json(session: Session, command: list[str], action: str) -> int:
     said = (ended.stdout + ended.stderr).strip()
     if action == "check":
         problems = [line for line in said.splitlines() if line.strip()] if ended.returncode else []
-        session.out.json(msgspec.json.encode(_Problems(problems)))
+        session.out.json(msgspec.json.encode(_Problems(not problems, problems)))
     elif ended.returncode == 0:
         session.out.json(msgspec.json.encode(_Path(said)))
     else:

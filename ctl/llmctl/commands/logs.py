@@ -11,8 +11,9 @@ from llmctl.client import decode
 from llmctl.errors import DONE, CtlError
 from llmctl.session import Session
 from llmctl.sse import ServerSentEvent
-from llmctl.status_view import STATE_STYLES, model_id
+from llmctl.status_view import STATE_STYLES, job_subject, model_id
 from llmctl.terminal import Style, Terminal, printable
+from llmctl.times import clock_time
 from llmvisor.control.api import ErrorAnswer, Event, ListAnswer, LogRecord
 
 _LEVEL_STYLES: dict[str, Style] = {"debug": "dim", "warning": "yellow", "error": "red", "critical": "red"}
@@ -55,11 +56,11 @@ def event_text(event: Event, out: Terminal) -> str:
         parts += [event.runtime.error] if event.runtime.error else []
     if event.job is not None:
         job = event.job
-        parts += [job.id, job.type, job.params.model, job.state, f"{100 * job.progress:.0f}%"]
+        parts += [job.id, job.type, job_subject(job), job.state, f"{100 * job.progress:.0f}%"]
         parts += [job.error] if job.error else []
     if event.message:
         parts.append(event.message)
-    return "  ".join(part if part.startswith("\x1b") else printable(part) for part in parts)
+    return "  ".join(parts)
 
 
 def log_text(record: LogRecord, out: Terminal) -> str:
@@ -72,16 +73,6 @@ def log_text(record: LogRecord, out: Terminal) -> str:
     source = f"{module}[{record.model}]" if record.model else module
     level = out.paint(f"{record.level:<8}", _LEVEL_STYLES.get(record.level, ""))
     return f"{out.paint(moment, 'dim')} {level} {out.paint(printable(source), 'cyan')} {message}{fields}{request}"
-
-
-def clock_time(moment: str) -> str:
-    """`14:03:07.123` on the person's own clock."""
-    from datetime import datetime  # noqa: PLC0415 - streams alone need it
-
-    try:
-        return datetime.fromisoformat(moment).astimezone().strftime("%H:%M:%S.%f")[:-3]
-    except ValueError:
-        return printable(moment)
 
 
 def _log_line(session: Session, data: bytes) -> None:

@@ -20,6 +20,9 @@ def complete(draft: Draft) -> tuple[Config, dict[str, Origin]]:
     draft.make_absolute(("logging", "main", "file"), defaults.logging.main.file)
     draft.make_absolute(("cache", "dir"), defaults.cache.dir)
     draft.make_absolute(("cache", "state_dir"), defaults.cache.state_dir)
+    if draft.value(("storage", "dir")) is None:
+        draft.put(("storage", "dir"), draft.around.data_folder, DEFAULT)
+    draft.make_absolute(("storage", "dir"))
     _complete_host(draft)
     _complete_socket(draft)
     for path in list(draft.settings):

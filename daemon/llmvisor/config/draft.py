@@ -18,6 +18,8 @@ class Surroundings(msgspec.Struct, frozen=True):
     home: str
     output_folder: str
     """Where relative paths of built-in defaults start."""
+    data_folder: str
+    """Where the store and installed models lie where configuration does not say."""
     socket: str
     """The control socket's default."""
     is_folder: Callable[[str], bool]

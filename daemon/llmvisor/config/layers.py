@@ -195,6 +195,7 @@ def _surroundings(flags: Mapping[str, object], environ: Mapping[str, str], cwd: 
     return Surroundings(
         home=str(paths.home(environ)),
         output_folder=str(paths.output_dir(environ, cwd)),
+        data_folder=str(cwd / paths.data_dir(environ)),
         socket=str(cwd / paths.default_socket_path(environ)),
         is_folder=os.path.isdir,
         folder_backend=_folder_backend,

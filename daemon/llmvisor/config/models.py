@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import cast
 
 from llmvisor import limits
-from llmvisor.config.draft import Draft
+from llmvisor.config.draft import Draft, absolute
 from llmvisor.config.origins import Path, dotted
 from llmvisor.config.tree import TIERS, Llm
 from llmvisor.routing.names import check_name
@@ -14,6 +15,8 @@ from llmvisor.routing.names import check_name
 BACKENDS = ("flag", "llamacpp", "mlx", "mock")
 """The backends that come with this version."""
 PATHLESS_BACKENDS = ("mock",)
+_FILE_OPTIONS = ("draft_model", "mmproj")
+"""Options of llamacpp that name a file; each of `adapters` does as well."""
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -27,6 +30,8 @@ def complete_models(draft: Draft) -> None:
         _check_name(draft, name)
         _complete_tier(draft, name)
         _complete_backend(draft, path)
+        if draft.text((*path, "backend")) == "llamacpp":
+            _complete_file_options(draft, (*path, "options"))
         _check_restart(draft, (*path, "restart", "backoff"))
         for key, value in (("temperature", Llm().temperature), ("max_tokens", Llm().max_tokens)):
             _inherit(draft, (*path, key), ("llm", key), value)
@@ -86,6 +91,27 @@ def _complete_backend(draft: Draft, path: Path) -> None:
         draft.wrong(path, f"no path, and the backend {backend} needs one")
     elif backend == "llamacpp" and draft.around.is_folder(file):
         draft.wrong(file_key, f"found a folder ({file}), allowed for llamacpp: a GGUF file")
+
+
+def _complete_file_options(draft: Draft, path: Path) -> None:
+    """A worker has another working directory than whoever wrote a relative path."""
+    for name in _FILE_OPTIONS:
+        draft.make_absolute((*path, name))
+    key = (*path, "adapters")
+    setting = draft.settings.get(key)
+    if setting is None or not isinstance(setting.value, dict):
+        return  # what is no mapping is the backend's to refuse
+    adapters = cast("dict[str, object]", setting.value)
+    located = {name: _located(adapter, setting.folder, draft.around.home) for name, adapter in adapters.items()}
+    draft.put(key, located, setting.origin)
+
+
+def _located(adapter: object, folder: str, home: str) -> object:
+    if not isinstance(adapter, dict):
+        return adapter
+    fields = cast("dict[str, object]", adapter)
+    file = fields.get("path")
+    return {**fields, "path": absolute(file, folder, home)} if isinstance(file, str) else fields
 
 
 def _is_known(draft: Draft, backend: str) -> bool:

@@ -5,29 +5,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from llmvisor.control.paths import data_dir, default_socket_path, first_folder, home
+from llmvisor.control.paths import (
+    STARTER_NAME,
+    data_dir,
+    default_socket_path,
+    first_folder,
+    home,
+    starter_folder,
+    starter_model_path,
+)
 
 __all__ = [
     "CONFIG_NAME",
-    "STARTER_FILE",
     "STARTER_NAME",
     "config_candidates",
     "data_dir",
     "default_socket_path",
     "home",
     "output_dir",
+    "starter_folder",
     "starter_model_path",
     "user_config_path",
 ]
 
 CONFIG_NAME = "config.yaml"
-STARTER_NAME = "smollm2-135m-instruct"
-STARTER_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-
-
-def starter_model_path(environ: Mapping[str, str]) -> Path:
-    """The model that is served where none is configured."""
-    return data_dir(environ) / "models" / STARTER_FILE
 
 
 def output_dir(environ: Mapping[str, str], cwd: Path) -> Path:

@@ -13,8 +13,11 @@ import msgspec
 from llmvisor.config.origins import Path, dotted, leaves, shown
 from llmvisor.config.tree import Config
 
-Effect = Literal["logging", "cache", "limits", "routing", "http_listener", "control_listener", "update", "replace"]
-"""`update`: the model takes it as it runs; `replace`: it needs a new worker; the others name their part."""
+Effect = Literal[
+    "logging", "cache", "limits", "routing", "http_listener", "control_listener", "update", "replace", "restart"
+]
+"""`update`: the model takes it as it runs; `replace`: it needs a new worker; `restart`: the whole daemon has to start
+anew; the others name their part."""
 
 MODEL_EFFECTS: Final[dict[str, Effect]] = {
     "path": "replace",
@@ -53,6 +56,7 @@ SECTION_EFFECTS: Final[dict[Path, Effect]] = {
     ("server", "port_file"): "http_listener",
     ("server", "allowed_hosts"): "limits",
     ("server", "cors_origins"): "limits",
+    ("server", "media_hosts"): "limits",
     ("server", "max_body_mb"): "limits",
     ("server", "shutdown_timeout"): "limits",
     ("server", "drain_timeout"): "limits",
@@ -69,6 +73,13 @@ SECTION_EFFECTS: Final[dict[Path, Effect]] = {
     ("cache", "dir"): "cache",
     ("cache", "state_dir"): "cache",
     ("cpu", "threads"): "limits",
+    ("storage", "dir"): "restart",
+    ("downloads", "jobs"): "limits",
+    ("downloads", "connections"): "limits",
+    ("downloads", "mb_per_second"): "limits",
+    ("registries", "huggingface"): "limits",
+    ("registries", "ollama"): "limits",
+    ("registries", "ollama_library"): "limits",
     ("llm", "default_service"): "routing",
     ("llm", "temperature"): "routing",
     ("llm", "max_tokens"): "routing",
@@ -152,7 +163,9 @@ def plan(old: Config, new: Config) -> ReloadPlan:
     of_models: dict[str, list[_Difference]] = {name: [] for name in new.models if name in old.models}
     for difference in _differences(old, new):
         section, name, *_ = difference.path
-        if section != "models":
+        if SECTION_EFFECTS.get(difference.path[:2]) == "restart":
+            found.waits.append(Wait(dotted(difference.path), "the store and the models are open where they are"))
+        elif section != "models":
             _part(found, difference.path).append(difference.change())
         elif name in of_models:
             of_models[name].append(difference)
@@ -187,6 +200,7 @@ def _part(found: ReloadPlan, path: Path) -> list[Change]:
     effect = "limits" if path[0] == "backends" else SECTION_EFFECTS[path[:2]]
     parts: dict[str, list[Change]] = {
         "logging": found.logging,
+        "cache": found.cache,
         "limits": found.limits,
         "routing": found.routing,
         "http_listener": found.http_listener,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from difflib import get_close_matches
 from functools import cache
+from types import MappingProxyType
 from typing import Literal
 
 import msgspec
@@ -21,10 +23,19 @@ LATER: frozenset[str] = frozenset(
         "server.management", "server.api_keys", "logging.content",
         "llm.services", "llm.prices",
         "models.*.source", "models.*.replicas",
-        "models.*.chat_template", "models.*.lora", "models.*.draft", "models.*.mmproj",
     }
 )  # fmt: skip
 """Keys of later versions: written by people who read the documentation of one."""
+
+OPTIONS: Mapping[str, str] = MappingProxyType(
+    {
+        "models.*.chat_template": "chat_template",
+        "models.*.lora": "adapters",
+        "models.*.draft": "draft_model",
+        "models.*.mmproj": "mmproj",
+    }
+)
+"""Keys that other programs have beside the model's path, and a model's options have here."""
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -69,8 +80,11 @@ def keys(place: Place) -> list[str]:
 
 def unknown_key(place: Place, path: Path) -> str:
     """What is said of a key that a section does not have."""
-    if dotted(_starred(path)) in LATER:
+    key = dotted(_starred(path))
+    if key in LATER:
         return "unknown key (a later version of llmvisor has it; this one does not)"
+    if key in OPTIONS:
+        return f"unknown key; it is one of the model's options: options: {{{OPTIONS[key]}: …}}"
     known = keys(place)
     near = nearest(path[-1], known)
     if near is not None:

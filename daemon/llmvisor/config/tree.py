@@ -48,6 +48,14 @@ CorsOrigin = Annotated[
         extra={"allowed": "`loopback`, `*`, or origins such as https://app.example"},
     ),
 ]
+MediaHost = Annotated[
+    str,
+    Meta(
+        max_length=262,
+        pattern=r"((\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|\[[0-9A-Fa-f:.]+\])(:[1-9]\d{0,4})?",
+        extra={"allowed": "hosts such as images.example, *.example.com, 10.0.0.5:9000 or [::1]:9000, without scheme"},
+    ),
+]
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
 SocketMode = Annotated[str, Meta(extra={"form": "octal", "allowed": 'an octal mode from "0600" to "0777"'})]
 MemoryLimit = Annotated[
@@ -70,6 +78,8 @@ class Server(Section, frozen=True):
     port_file: Text | None = ".port"
     allowed_hosts: list[AllowedHost] = []
     cors_origins: list[CorsOrigin] = msgspec.field(default_factory=lambda: ["loopback"])
+    media_hosts: list[MediaHost] = []
+    """Hosts that images and sounds of a request may be fetched from; empty = none."""
     max_body_mb: Annotated[int, Meta(ge=1, le=1024)] = 32
     shutdown_timeout: Idle = 600.0
     """Seconds without a request before the daemon exits; 0 = never."""
@@ -230,6 +240,38 @@ class Cache(Section, frozen=True):
     """Where an unloaded model leaves what it has computed of prompts, for the next load; None = nowhere."""
 
 
+class Storage(Section, frozen=True):
+    dir: Text | None = None
+    """Where the store (`llmvisor.db`) and installed models (`models/`) lie; None = the data folder."""
+
+
+Url = Annotated[
+    str,
+    Meta(pattern=r"https?://[A-Za-z0-9._:%/\[\]-]{1,1024}", extra={"allowed": "a URL such as https://host.example"}),
+]
+
+
+class Downloads(Section, frozen=True):
+    """How models are fetched."""
+
+    jobs: Annotated[int, Meta(ge=1, le=64)] = 2
+    """Models at the same time."""
+    connections: Annotated[int, Meta(ge=1, le=32)] = 4
+    """For one large file."""
+    mb_per_second: Annotated[float, Meta(ge=0, le=1_000_000)] = 0.0
+    """All of one model's connections together; 0 = as fast as it comes."""
+
+
+class Registries(Section, frozen=True):
+    """Where models are looked for."""
+
+    huggingface: Url | None = None
+    """HF_ENDPOINT, else the hub itself."""
+    ollama: Url = "https://registry.ollama.ai"
+    ollama_library: Url = "https://ollama.com"
+    """Its search."""
+
+
 class BackendConfig(Section, frozen=True):
     python: Text | None = None
     """The interpreter of this backend's workers; None = the daemon's own."""
@@ -244,6 +286,9 @@ class Config(Section, frozen=True):
     memory: Memory = Memory()
     cache: Cache = Cache()
     cpu: Cpu = Cpu()
+    storage: Storage = Storage()
+    downloads: Downloads = Downloads()
+    registries: Registries = Registries()
     models: dict[str, ModelConfig] = {}
     llm: Llm = Llm()
     backends: dict[str, BackendConfig] = {}

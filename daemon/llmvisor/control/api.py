@@ -8,7 +8,7 @@ import msgspec
 
 ModelState = Literal["not_loaded", "loading", "loaded", "busy", "draining", "unloading", "error", "unavailable"]
 LogLevel = Literal["debug", "info", "warning", "error", "critical"]
-JobType = Literal["load", "unload"]
+JobType = Literal["install", "import", "load", "unload", "update", "delete"]
 JobState = Literal["queued", "running", "cancelling", "cancelled", "succeeded", "failed"]
 
 
@@ -57,6 +57,8 @@ class ModelStatus(msgspec.Struct, frozen=True):
     n_ctx: int | None = None
     """As loaded, or as configured."""
     capabilities: list[str] = []
+    capabilities_expected: list[str] = []
+    """What its file promises, as long as no worker has told `capabilities`."""
     chat_template_sha256: str | None = None
     memory_estimated: int | None = None
     loaded_at: str | None = None
@@ -67,6 +69,9 @@ class ModelStatus(msgspec.Struct, frozen=True):
     """Vectors are cut to so many numbers where a request does not say."""
     pinned: bool = False
     preload: bool = False
+    source: str | None = None
+    """Where it was installed from; None for what only the configuration names."""
+    revision: str | None = None
 
 
 class RuntimeStatus(msgspec.Struct, frozen=True):
@@ -180,11 +185,26 @@ class JobRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class JobParams(msgspec.Struct, forbid_unknown_fields=True):
-    model: str
+    """What a job is told; each type takes its own."""
+
+    model: str = ""
+    """For all but `install` and `import`. After an installation: what was installed."""
     force: bool = False
-    """For `unload`: do not wait for the requests that run."""
+    """For `unload` and `delete`: do not wait for the requests that run."""
     restart: bool = False
     """For `load`: unload first, and forget earlier crashes."""
+    source: str | None = None
+    """For `install`: `starter`, `hf:org/repo[:file]`, `ollama:name[:tag]`."""
+    path: str | None = None
+    """For `import`: the absolute path of a file or folder."""
+    mode: Literal["copy", "move", "link"] = "copy"
+    """For `import`."""
+    name: str | None = None
+    """For `install` and `import`: what to call the model; else by its source."""
+    tier: str | None = None
+    quantization: str | None = None
+    rollback: bool = False
+    """For `update`: go back to the revision before."""
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -205,6 +225,94 @@ class Job(msgspec.Struct, frozen=True):
     ended_at: str | None = None
     error: str | None = None
     error_code: str | None = None
+    hint: str | None = None
+    """What to do about the error."""
+    attempts: int = 0
+    """Tries so far."""
+    retry_at: str | None = None
+    """When it is tried again."""
+    bytes_per_second: float = 0.0
+    result: str | None = None
+    """What came of it, in a sentence: the bytes that were freed, the revision."""
+
+
+class InstalledModel(msgspec.Struct, frozen=True):
+    """A model that llmvisor keeps: a row of `llm_models` with `service` local, and its manifest."""
+
+    name: str
+    source: str
+    """What `install` was given, with the file or tag that was chosen."""
+    revision: str
+    path: str
+    """What the backend is given."""
+    folder: str
+    """Of this revision."""
+    size: int
+    """Bytes on disk, of this revision."""
+    sha256: str | None
+    """Of the main file."""
+    backend: str
+    type: str
+    installed_at: str
+    tier: str | None = None
+    previous_revision: str | None = None
+    """Kept until this one has loaded once; `llmctl models rollback` goes back to it."""
+    has_loaded: bool = False
+    linked: bool = False
+    """The files are somewhere else, and stay there whatever becomes of the model."""
+    architecture: str | None = None
+    quantization: str | None = None
+    parameters: int | None = None
+    context_length: int | None = None
+    publisher: str | None = None
+    description: str | None = None
+    modified_at: str | None = None
+    capabilities: list[str] = []
+
+
+class RegistryModel(msgspec.Struct, frozen=True):
+    """A hit of `GET /llm/registry/models`."""
+
+    registry: str
+    id: str
+    source: str
+    """What `llmctl install` takes."""
+    description: str | None = None
+    publisher: str | None = None
+    likes: int | None = None
+    trending_score: float | None = None
+    downloads: int | None = None
+    created_at_ms: int | None = None
+    modified_at: str | None = None
+    tags: list[str] = []
+    url: str | None = None
+    size: int | None = None
+    parameters: int | None = None
+    is_gguf: bool = False
+    is_mlx: bool = False
+    gated: bool = False
+    fits: bool | None = None
+    """Whether it fits in this machine's memory budget; None where its size is not known."""
+    fetched_at: str = ""
+
+
+class UsageRow(msgspec.Struct, frozen=True):
+    """`GET /usage`: requests that ended, summed up by what was asked."""
+
+    requests: int
+    errors: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    first_token_ms: float | None
+    """The mean of those that had one."""
+    total_ms: float
+    """The mean."""
+    cost: float
+    model: str | None = None
+    day: str | None = None
+    service: str | None = None
+    tier: str | None = None
 
 
 class ListAnswer(msgspec.Struct):

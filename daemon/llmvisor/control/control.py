@@ -18,8 +18,13 @@ from llmvisor.control.api import (
     JobRequest,
     LogLevel,
     LogRecord,
+    RegistryModel,
     RuntimeStatus,
+    UsageRow,
 )
+from llmvisor.jobs.history import JobEvent
+from llmvisor.models.registry import RegistryName
+from llmvisor.store.usage import UsageGroup
 
 
 class Control(Protocol):
@@ -39,7 +44,19 @@ class Control(Protocol):
 
     def runtime(self, model: str) -> RuntimeStatus: ...
 
+    async def read_header(self, model: str) -> None:
+        """Look into a model's file, so that what it says is known although nobody has loaded it."""
+        ...
+
     def cache_stats(self) -> CacheStats: ...
+
+    async def usage(self, group_by: Sequence[UsageGroup], *, since: str | None) -> list[UsageRow]:
+        """What requests took, summed up from this day on. Raises `StoreUnavailable`."""
+        ...
+
+    async def search_registries(self, query: str, *, registry: RegistryName | None, limit: int) -> list[RegistryModel]:
+        """What can be installed, of one registry or of all. Raises an `LlmvisorError` where none can be asked."""
+        ...
 
     def clear_cache(self) -> int:
         """Forget every cached answer; gives how many there were."""
@@ -49,8 +66,12 @@ class Control(Protocol):
         """Every backend, each imported anew in a process of its own."""
         ...
 
-    def submit_job(self, request: JobRequest) -> Job:
-        """Begin a job, or give the one that does the same work already."""
+    async def submit_job(self, request: JobRequest) -> Job:
+        """Begin a job, or give the one that does the same work already. Raises an `LlmvisorError`."""
+        ...
+
+    async def jobs_known(self) -> None:
+        """Wait until the jobs of the last run are known. Raises `StoreUnavailable` where that takes too long."""
         ...
 
     def jobs(self) -> list[Job]:
@@ -61,11 +82,14 @@ class Control(Protocol):
         """Raises `NotFound`."""
         ...
 
-    def watch_job(self, job_id: str) -> AbstractContextManager[Subscription[Job]]:
-        """Every change of a job; the last one has an ended state. Raises `NotFound`."""
+    def watch_job(self, job_id: str, after: int | None) -> AbstractContextManager[Subscription[JobEvent]]:
+        """How a job is and every change, or all changes after the event of this number; over when it has ended.
+
+        Raises `NotFound`.
+        """
         ...
 
-    def cancel_job(self, job_id: str) -> Job:
+    async def cancel_job(self, job_id: str) -> Job:
         """Raises `NotFound`; `Conflict` if it has ended."""
         ...
 

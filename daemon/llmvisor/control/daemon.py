@@ -24,12 +24,18 @@ from llmvisor.control.api import (
     JobRequest,
     LogLevel,
     LogRecord,
+    RegistryModel,
     RuntimeStatus,
+    UsageRow,
 )
-from llmvisor.errors import ModelNotFound
-from llmvisor.jobs import Jobs
+from llmvisor.jobs.engine import Jobs
+from llmvisor.jobs.history import JobEvent
 from llmvisor.log import LogHub
+from llmvisor.models.registry import Registry, RegistryName
+from llmvisor.store.store import Store
+from llmvisor.store.usage import UsageGroup
 from llmvisor.supervision.supervisor import Supervisor
+from llmvisor.usage import UsageRecorder
 
 _DOWN = {"error", "unavailable", "not_loaded"}
 """States in which a model with an error is down, `not_loaded` for want of memory."""
@@ -55,6 +61,9 @@ class DaemonControl:
         logs: LogHub,
         endpoints: Endpoints,
         cache: ResponseCache,
+        store: Store,
+        usage: UsageRecorder,
+        registry: Registry,
         clock: Clock,
         check: Callable[[str, str], list[str]],
         stop: Callable[[], None],
@@ -67,6 +76,9 @@ class DaemonControl:
         self._logs = logs
         self._endpoints = endpoints
         self._cache = cache
+        self._store = store
+        self._usage = usage
+        self._registry = registry
         self._clock = clock
         self._check = check
         self._stop = stop
@@ -86,6 +98,8 @@ class DaemonControl:
             for status in (runtime.status() for runtime in kept)
             if status.error is not None and status.state in _DOWN
         ]
+        if (problem := self._store.degraded) is not None:
+            reasons.append(problem)
         return HealthAnswer("degraded" if reasons else "healthy", timestamp, reasons)
 
     def ready(self) -> Sequence[str]:
@@ -123,12 +137,19 @@ class DaemonControl:
         return [runtime.status() for runtime in self._runtimes.values()]
 
     def runtime(self, model: str) -> RuntimeStatus:
-        if model not in self._runtimes:
-            raise ModelNotFound(f"the model '{model}' does not exist", param="model")
-        return self._runtimes[model].status()
+        return self._supervisor.runtime(model).status()
+
+    async def read_header(self, model: str) -> None:
+        await self._supervisor.read_header(model)
 
     def cache_stats(self) -> CacheStats:
         return self._cache.stats()
+
+    async def usage(self, group_by: Sequence[UsageGroup], *, since: str | None) -> list[UsageRow]:
+        return await self._usage.sums(group_by, since=since)
+
+    async def search_registries(self, query: str, *, registry: RegistryName | None, limit: int) -> list[RegistryModel]:
+        return await self._registry.search(query, registry=registry, limit=limit)
 
     def clear_cache(self) -> int:
         return self._cache.clear()
@@ -138,8 +159,11 @@ class DaemonControl:
 
     # ------------------------------------------------------------------------------------------------ jobs
 
-    def submit_job(self, request: JobRequest) -> Job:
-        return self._jobs.submit(request)
+    async def submit_job(self, request: JobRequest) -> Job:
+        return await self._jobs.submit(request)
+
+    async def jobs_known(self) -> None:
+        await self._jobs.opened()
 
     def jobs(self) -> list[Job]:
         return self._jobs.all()
@@ -147,11 +171,11 @@ class DaemonControl:
     def job(self, job_id: str) -> Job:
         return self._jobs.get(job_id)
 
-    def watch_job(self, job_id: str) -> AbstractContextManager[Subscription[Job]]:
-        return self._jobs.watch(job_id)
+    def watch_job(self, job_id: str, after: int | None) -> AbstractContextManager[Subscription[JobEvent]]:
+        return self._jobs.watch(job_id, after)
 
-    def cancel_job(self, job_id: str) -> Job:
-        return self._jobs.cancel(job_id)
+    async def cancel_job(self, job_id: str) -> Job:
+        return await self._jobs.cancel(job_id)
 
     def forget_job(self, job_id: str) -> None:
         self._jobs.forget(job_id)

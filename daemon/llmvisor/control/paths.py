@@ -1,4 +1,4 @@
-"""Where the control socket is. Standard library only: `llmctl` imports it, and has to start fast."""
+"""Where the control socket and the starter model are. Standard library only: `llmctl` has to start fast."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 SOCKET_NAME = "control.sock"
+STARTER_NAME = "smollm2-135m-instruct"
+STARTER_REVISION = "b179c9523d0e"
+"""The first digits of the file's SHA-256."""
+STARTER_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def home(environ: Mapping[str, str]) -> Path:
@@ -37,6 +41,16 @@ def data_dir(environ: Mapping[str, str]) -> Path:
     if base := environ.get("XDG_DATA_HOME"):
         return Path(base) / "llmvisor"
     return home(environ) / ".local" / "share" / "llmvisor"
+
+
+def starter_folder(environ: Mapping[str, str]) -> Path:
+    """Where the starter model is installed, in the data folder: the folder of its one revision."""
+    return data_dir(environ) / "models" / STARTER_NAME / STARTER_REVISION
+
+
+def starter_model_path(environ: Mapping[str, str]) -> Path:
+    """The model that is served where none is configured."""
+    return starter_folder(environ) / STARTER_FILE
 
 
 def default_socket_path(environ: Mapping[str, str], *, user_id: int | None = None) -> Path:

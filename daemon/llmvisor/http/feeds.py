@@ -20,27 +20,30 @@ from llmvisor.http.management import ended
 from llmvisor.http.sse import EventStream
 
 T = TypeVar("T")
+_EVENT_DIGITS_MAX = 18
 _LEVELS: tuple[LogLevel, ...] = get_args(LogLevel)
 
 
 async def job_events(request: web.Request) -> web.StreamResponse:
-    """`event: job` with the job as it is, then at each change, until it has ended."""
+    """`event: job` with the job as it is, then at each change until it has ended; `Last-Event-ID` goes on after one."""
     front = request.app[FRONT]
-    job_id = request.match_info["id"]
-    watch = front.control.watch_job(job_id)
+    await front.control.jobs_known()
+    watch = front.control.watch_job(request.match_info["id"], _last_event(request))
 
     async def produce(events: EventStream) -> None:
         with watch as changes:
-            now = front.control.job(job_id)
-            await events.write(_event("job", now))
-            if ended(now):
-                return
-            async for job in changes:
-                await events.write(_event("job", job))
-                if ended(job):
+            async for event in changes:
+                await events.write(b"id: %d\n" % event.id + _event("job", event.job))
+                if ended(event.job):
                     return
 
     return await answer_events(request, front, dict, produce)
+
+
+def _last_event(request: web.Request) -> int | None:
+    """The number of the last event that a client has seen; what is none counts as none."""
+    said = request.headers.get("Last-Event-ID", "")
+    return int(said) if said.isascii() and said.isdigit() and len(said) <= _EVENT_DIGITS_MAX else None
 
 
 async def state_events(request: web.Request) -> web.StreamResponse:
@@ -56,7 +59,7 @@ async def logs(request: web.Request) -> web.StreamResponse:
     if level not in _LEVELS:
         raise InvalidRequest(f"level: expected one of {', '.join(_LEVELS)}, found {shown(level)}", param="level")
     named = query.get("model")
-    model = None if named is None else front.resolve(named)
+    model = None if named is None else await front.find(named)
     if query.get("follow", "false").lower() not in {"true", "1", "yes"}:
         recent = front.control.recent_logs(model=model, level=level)
         return json_answer(ListAnswer([msgspec.Raw(ENCODER.encode(record)) for record in recent]))

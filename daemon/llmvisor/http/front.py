@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from aiohttp import web
 
 from llmvisor.clock import Clock
-from llmvisor.control.api import ModelStatus
+from llmvisor.control.api import InstalledModel, ModelStatus
 from llmvisor.control.control import Control
-from llmvisor.errors import UnsupportedOperation
+from llmvisor.errors import ModelNotFound, TierNotConfigured, UnsupportedOperation
 from llmvisor.http.ids import Ids
+from llmvisor.http.media_fetch import MediaFetcher
 from llmvisor.http.settings import HttpSettings
-from llmvisor.routing.names import Purpose
+from llmvisor.routing.names import DEFAULT, Purpose
 from llmvisor.services.service import Service
+from llmvisor.store.usage import EndedRequest
 
 _PURPOSES: dict[str, Purpose] = {"embedding": "embedding", "rerank": "reranker"}
 """By capability."""
@@ -30,6 +33,33 @@ class Resolve(Protocol):
         ...
 
 
+class Opening(Protocol):
+    """What is known only a moment after the start: see `models.library.Library`."""
+
+    @property
+    def is_open(self) -> bool: ...
+
+    async def wait_open(self) -> bool:
+        """Wait until it is known, within a bound; whether it is."""
+        ...
+
+    def installed(self, name: str) -> InstalledModel | None:
+        """The installed model of this very name."""
+        ...
+
+
+class NothingToOpen:
+    """Everything is known from the start."""
+
+    is_open = True
+
+    async def wait_open(self) -> bool:
+        return True
+
+    def installed(self, name: str) -> InstalledModel | None:
+        """None: there is none."""
+
+
 @dataclass(frozen=True, slots=True)
 class Front:
     """The parts of the daemon that the HTTP front talks to."""
@@ -40,14 +70,35 @@ class Front:
     clock: Clock
     ids: Ids
     resolve: Resolve
+    media: MediaFetcher
+    record: Callable[[EndedRequest], None]
+    """Writes down what an inference request took, once it has ended."""
+    installed: Opening
+    """The installed models, which `resolve` does not know before."""
 
-    def model(self, requested: str | None, *, capability: str | None = None) -> ModelStatus:
+    async def find(self, requested: str | None, purpose: Purpose = "name") -> str:
+        """The name of the model that a request means. Where only an installed one can be meant, and those are not
+        known yet, it waits for them. Raises `ModelNotFound`, `TierNotConfigured`."""
+        if not self.installed.is_open:
+            named = requested not in {None, "", DEFAULT}
+            try:
+                # What a name looks like counts only once it is known that no model has it.
+                return self.resolve(requested, "name" if named else purpose)
+            except (ModelNotFound, TierNotConfigured):
+                await self.installed.wait_open()
+        return self.resolve(requested, purpose)
+
+    async def model(self, requested: str | None, *, capability: str | None = None) -> ModelStatus:
         """The model that a request names; `capability` is what it has to be able to do, where that is known."""
         purpose = _PURPOSES.get(capability, "text") if capability else "name"
-        status = self.service.model(self.resolve(requested, purpose))
+        status = self.service.model(await self.find(requested, purpose))
         if capability and (able := _other_abilities(status, capability)):
             raise UnsupportedOperation(f"the model '{status.id}' cannot do {capability}, only: {able}", param="model")
         return status
+
+    def loaded(self, model: ModelStatus) -> ModelStatus:
+        """The same model once it has answered: what was known before it was loaded may have been less."""
+        return model if model.state in {"loaded", "busy"} else self.service.model(model.name)
 
     def unix_seconds(self) -> int:
         return int(self.clock.now().timestamp())
@@ -69,5 +120,5 @@ ORIGIN = web.RequestKey("origin", str)
 """The Origin that the answer may be read by, as it is put into `Access-Control-Allow-Origin`."""
 ERROR = web.RequestKey("error", str)
 """The code of the error that a request ended with, for the access line: a stream's status says nothing of it."""
-MODEL = web.RequestKey("model", str)
-"""The model's name, for the access line."""
+MODEL = web.RequestKey("model", ModelStatus)
+"""The model that answers, as it was when it was asked: for the access line, and for what is counted."""

@@ -17,7 +17,7 @@ from llmvisor.http.settings import HttpSettings
 _AUTHORITY = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::\d{1,5})?", re.ASCII)
 _ORIGIN = re.compile(r"https?://(?P<authority>.+)", re.ASCII)
 _JSON = re.compile(r"application/json\s*(;.*)?", re.ASCII | re.IGNORECASE)
-_MANAGEMENT = re.compile(r"/(llm|jobs|logs|events|config|shutdown|internal/cache/clear)(/.*)?", re.DOTALL)
+_MANAGEMENT = re.compile(r"/(llm|jobs|logs|events|config|usage|shutdown|internal/cache/clear)(/.*)?", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)

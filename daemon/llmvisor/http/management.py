@@ -5,7 +5,7 @@ Names of models are resolved here, so that `llmctl load light` means the same as
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, get_args
 
 import msgspec
@@ -14,11 +14,12 @@ from msgspec import Meta
 
 from llmvisor import limits
 from llmvisor.control.api import Job, JobParams, JobRequest, JobState, ListAnswer, ModelState, ModelStatus
-from llmvisor.errors import InvalidRequest
+from llmvisor.errors import InvalidRequest, ModelNotFound
 from llmvisor.http.answers import ENCODER, json_answer
 from llmvisor.http.body import read_struct
 from llmvisor.http.decode import BodyDecoder, shown
-from llmvisor.http.front import FRONT
+from llmvisor.http.front import FRONT, Front
+from llmvisor.jobs.params import check_request
 
 _JOB = BodyDecoder(JobRequest)
 
@@ -57,7 +58,7 @@ async def runtimes(request: web.Request) -> web.Response:
 
 async def runtime(request: web.Request) -> web.Response:
     front = request.app[FRONT]
-    return json_answer(front.control.runtime(front.resolve(request.match_info["id"])))
+    return json_answer(front.control.runtime(await front.find(request.match_info["id"])))
 
 
 async def backends(request: web.Request) -> web.Response:
@@ -76,62 +77,70 @@ async def clear_cache(request: web.Request) -> web.Response:
 async def restart_runtime(request: web.Request) -> web.Response:
     """A job that unloads and loads again; earlier crashes are forgotten."""
     front = request.app[FRONT]
-    params = JobParams(model=front.resolve(request.match_info["id"]), restart=True)
-    return json_answer(front.control.submit_job(JobRequest(type="load", params=params)), status=202)
+    params = JobParams(model=await front.find(request.match_info["id"]), restart=True)
+    return json_answer(await front.control.submit_job(JobRequest(type="load", params=params)), status=202)
 
 
 async def models(request: web.Request) -> web.Response:
     """Filters `type`, `state`, `service`, `tier` and `q` (a part of id or alias); pages of `limit` after `cursor`."""
     query = request.query
+    await request.app[FRONT].installed.wait_open()
     state = _one_of(query.get("state"), get_args(ModelState), "state")
     wanted = {"type": query.get("type"), "state": state, "service": query.get("service"), "tier": query.get("tier")}
-    found = [
-        model
-        for model in request.app[FRONT].service.models()
-        if all(value is None or getattr(model, name) == value for name, value in wanted.items())
-        and _contains(model, query.get("q", "").lower())
-    ]
-    if (cursor := query.get("cursor")) is not None:
-        found = _after(found, cursor)
-    limit = _count(query.get("limit"), "limit", limits.list_items_max)
-    page = found[:limit]
-    return _listed(page, next_cursor=page[-1].id if page and len(page) < len(found) else None)
+    found = request.app[FRONT].service.models()
+    for name, value in wanted.items():
+        if value is not None:
+            found = [model for model in found if getattr(model, name) == value]
+    if text := query.get("q", "").lower():
+        found = [model for model in found if _contains(model, text)]
+    return _page(found, query)
 
 
 async def model(request: web.Request) -> web.Response:
-    return json_answer(request.app[FRONT].model(request.match_info["name"]))
+    front = request.app[FRONT]
+    name = await front.find(request.match_info["name"])
+    await front.control.read_header(name)
+    return json_answer(front.service.model(name))
 
 
 async def submit_job(request: web.Request) -> web.Response:
+    """202 with the job: a new one, or the one that does the same already."""
     front = request.app[FRONT]
     asked = await read_struct(request, _JOB, front.settings)
-    params = msgspec.structs.replace(asked.params, model=front.resolve(asked.params.model))
-    return json_answer(front.control.submit_job(msgspec.structs.replace(asked, params=params)), status=202)
+    check_request(asked)
+    if asked.params.model:
+        params = msgspec.structs.replace(asked.params, model=await _meant(front, asked))
+        asked = msgspec.structs.replace(asked, params=params)
+    return json_answer(await front.control.submit_job(asked), status=202)
 
 
 async def jobs(request: web.Request) -> web.Response:
-    """Newest first; filters `state`, `type` and `model`, and the first `limit` of those."""
+    """Newest first; filters `state`, `type` and `model`; pages of `limit` after `cursor`."""
     front, query = request.app[FRONT], request.query
+    await front.control.jobs_known()
     state = _one_of(query.get("state"), get_args(JobState), "state")
     named = query.get("model")
-    name = None if named is None else front.resolve(named)
+    name = None if named is None else await _job_model(front, named)
     found = [
         job
         for job in front.control.jobs()
         if state in {None, job.state} and query.get("type") in {None, job.type} and name in {None, job.params.model}
     ]
-    return _listed(found[: _count(query.get("limit"), "limit", limits.list_items_max)])
+    return _page(found, query)
 
 
 async def job(request: web.Request) -> web.Response:
+    await request.app[FRONT].control.jobs_known()
     return json_answer(request.app[FRONT].control.job(request.match_info["id"]))
 
 
 async def cancel_job(request: web.Request) -> web.Response:
-    return json_answer(request.app[FRONT].control.cancel_job(request.match_info["id"]), status=202)
+    await request.app[FRONT].control.jobs_known()
+    return json_answer(await request.app[FRONT].control.cancel_job(request.match_info["id"]), status=202)
 
 
 async def forget_job(request: web.Request) -> web.Response:
+    await request.app[FRONT].control.jobs_known()
     request.app[FRONT].control.forget_job(request.match_info["id"])
     return web.Response(status=204)
 
@@ -155,6 +164,23 @@ async def shutdown(request: web.Request) -> web.Response:
     return json_answer(ShutdownAnswer("stopping"), status=202)
 
 
+async def _meant(front: Front, asked: JobRequest) -> str:
+    """The model that a job is about. What only installed models can be told goes to the one of that very name, whatever
+    the configuration means by it."""
+    named = asked.params.model
+    if asked.type in {"update", "delete"} and await front.installed.wait_open() and front.installed.installed(named):
+        return named
+    return await front.find(named)
+
+
+async def _job_model(front: Front, named: str) -> str:
+    """A model's name, also of one that is gone: its jobs are still there."""
+    try:
+        return await front.find(named)
+    except ModelNotFound:
+        return named
+
+
 def ended(change: Job) -> bool:
     return change.state in {"cancelled", "succeeded", "failed"}
 
@@ -164,11 +190,19 @@ def _listed(items: Iterable[object], *, next_cursor: str | None = None) -> web.R
     return json_answer(ListAnswer(data, next_cursor=next_cursor))
 
 
+def _page(found: Sequence[ModelStatus | Job], query: Mapping[str, str]) -> web.Response:
+    """The `limit` objects that come after the one of `cursor`."""
+    if (cursor := query.get("cursor")) is not None:
+        found = _after(found, cursor)
+    page = found[: _count(query.get("limit"), "limit", limits.list_items_max)]
+    return _listed(page, next_cursor=page[-1].id if page and len(page) < len(found) else None)
+
+
 def _contains(model: ModelStatus, text: str) -> bool:
     return any(text in name.lower() for name in (model.id, *model.aliases))
 
 
-def _after(found: list[ModelStatus], cursor: str) -> list[ModelStatus]:
+def _after(found: Sequence[ModelStatus | Job], cursor: str) -> Sequence[ModelStatus | Job]:
     for place, item in enumerate(found):
         if item.id == cursor:
             return found[place + 1 :]

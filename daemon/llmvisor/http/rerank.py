@@ -86,8 +86,8 @@ async def rank(
     """Score every document and order them. `field` is what the dialect calls them. Raises an `LlmvisorError`."""
     front = request.app[FRONT]
     check_count(documents, field)
-    model = front.model(asked.model, capability="rerank")
-    request[MODEL] = model.name
+    model = await front.model(asked.model, capability="rerank")
+    request[MODEL] = model
     names = {"pairs": field, "documents": field, "prompt": field}
     with named_as(names):
         parts = [[document] for document in documents]
@@ -98,7 +98,7 @@ async def rank(
     scores = best(checked_scores(scored.scores, raw=bool(asked.raw_scores)), [len(chunked) for chunked in parts])
     order = sorted(range(len(documents)), key=lambda index: -scores[index])
     return Ranking(
-        model=front.service.model(model.name),
+        model=front.loaded(model),
         ranked=[Ranked(index, scores[index], documents[index]) for index in order],
         tokens=scored.tokens,
         headers=encoding_headers(model, scored),
@@ -151,7 +151,7 @@ async def _cut(
 ) -> list[list[str]]:
     """Each document in chunks that fit beside the query. Short ones need no tokenizer: no token is under a byte."""
     asked = await front.service.tokenize(model.name, TextPrompt(query), add_special=False, parse_special=False)
-    context = front.service.model(model.name).n_ctx  # as loaded, now that it is
+    context = front.loaded(model).n_ctx  # as loaded, now that it is
     room = (context or limits.prompt_tokens_max) - len(asked.tokens) - _SPECIAL_TOKENS
     if room < min(_CHUNK_TOKENS_MIN, cutting.tokens_max or _CHUNK_TOKENS_MIN):
         return [[document] for document in documents]

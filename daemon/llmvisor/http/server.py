@@ -16,19 +16,24 @@ from llmvisor.http import feeds, health, management, tei
 from llmvisor.http import guard as rules
 from llmvisor.http.answers import error_answer
 from llmvisor.http.connections import FrontRunner, check_parser, is_unix
-from llmvisor.http.front import ERROR, FRONT, MODEL, ORIGIN, REQUEST_ID, Front, Resolve
+from llmvisor.http.front import ERROR, FRONT, MODEL, ORIGIN, REQUEST_ID, Front, NothingToOpen, Opening, Resolve
 from llmvisor.http.generation import unexpected
 from llmvisor.http.ids import Ids
+from llmvisor.http.media_fetch import MediaFetcher
 from llmvisor.http.openai.chat import chat_completions
 from llmvisor.http.openai.completions import completions
 from llmvisor.http.openai.embeddings import embeddings
 from llmvisor.http.openai.models import list_models, show_model
 from llmvisor.http.openai.rerank import rerank, rerank_any, rerank_cohere, score_pairs
 from llmvisor.http.openai.tokenize import apply_template, detokenize, tokenize
+from llmvisor.http.registry import registry_models
 from llmvisor.http.settings import HttpSettings
+from llmvisor.http.usage import ended_request, forget, usage
 from llmvisor.lean_structlog import structlog
 from llmvisor.log import get_logger
+from llmvisor.services.metered import METER, Meter
 from llmvisor.services.service import Service
+from llmvisor.store.usage import EndedRequest
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -43,13 +48,37 @@ _log = get_logger(__name__)
 
 
 def build_app(
-    *, service: Service, control: Control, settings: HttpSettings, clock: Clock, ids: Ids, resolve: Resolve
+    *,
+    service: Service,
+    control: Control,
+    settings: HttpSettings,
+    clock: Clock,
+    ids: Ids,
+    resolve: Resolve,
+    installed: Opening | None = None,
+    record: Callable[[EndedRequest], None] | None = None,
 ) -> web.Application:
-    """The application that serves the TCP port and the Unix socket. `resolve` finds the model of a request's name."""
+    """The application that serves the TCP port and the Unix socket.
+
+    `resolve` finds the model of a request's name, among the installed ones too once `installed` is open. `record` is
+    told of each inference request that has ended.
+    """
     app = web.Application(middlewares=[observe, guard], client_max_size=settings.max_body_bytes)
-    app[FRONT] = Front(service=service, control=control, settings=settings, clock=clock, ids=ids, resolve=resolve)
+    media = MediaFetcher(settings)
+    app[FRONT] = Front(
+        service=service,
+        control=control,
+        settings=settings,
+        clock=clock,
+        ids=ids,
+        resolve=resolve,
+        media=media,
+        installed=installed or NothingToOpen(),
+        record=record or forget,
+    )
     app[GUARD] = rules.Guard.of(settings)
     app.on_response_prepare.append(_stamp)
+    app.on_cleanup.append(lambda _: media.close())
     app.router.add_routes(_inference())
     app.router.add_routes(_management())
     return app
@@ -88,6 +117,7 @@ def _management() -> list[web.RouteDef]:
         web.post("/llm/runtimes/{id:.+}/restart", management.restart_runtime),
         web.get("/llm/runtimes/{id:.+}", management.runtime),
         web.get("/llm/models", management.models),
+        web.get("/llm/registry/models", registry_models),
         web.get("/llm/models/{name:.+}", management.model),
         web.post("/jobs", management.submit_job),
         web.get("/jobs", management.jobs),
@@ -97,6 +127,7 @@ def _management() -> list[web.RouteDef]:
         web.post("/jobs/{id}/cancel", management.cancel_job),
         web.get("/logs", feeds.logs, allow_head=False),
         web.get("/events", feeds.state_events, allow_head=False),
+        web.get("/usage", usage),
         web.get("/config", management.config),
         web.post("/config/check", management.check_config),
         web.post("/shutdown", management.shutdown),
@@ -122,12 +153,16 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
     status = _CLIENT_GONE
     # aiohttp runs each request in a task of its own, so this binds nothing for the next one.
     structlog.contextvars.bind_contextvars(request_id=request[REQUEST_ID])
+    meter = Meter()
+    METER.set(meter)
     try:
         response = await _answered(request, handler)
         status = response.status
         return response
     finally:
         _log_access(request, status, front.clock.monotonic() - begun)
+        if (ended := ended_request(request, meter, status, begun=begun)) is not None:
+            front.record(ended)
 
 
 async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -233,6 +268,6 @@ def _log_access(request: web.Request, status: int, seconds: float) -> None:
         path=request.rel_url.raw_path[:_LOGGED_PATH_CHARS_MAX],  # still encoded: no line breaks in the log
         status=status,
         ms=round(seconds * 1000, 3),
-        model=request.get(MODEL),
+        model=model.name if (model := request.get(MODEL)) is not None else None,
         error=request.get(ERROR),
     )

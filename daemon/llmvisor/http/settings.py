@@ -17,6 +17,9 @@ class HttpSettings(msgspec.Struct, frozen=True):
     cors_origins: tuple[str, ...] = ("loopback",)
     """`loopback`, `*`, or origins such as `https://app.example`."""
     max_body_bytes: int = 32 * 1024 * 1024
+    media_hosts: tuple[str, ...] = ()
+    """What images and sounds may be fetched from: `images.example`, `*.example.com`, `127.0.0.1:9000`."""
+    media_seconds_max: float = limits.media_fetch_seconds_max
     keepalive_seconds: float = limits.keepalive_seconds
     lingering_seconds: float = limits.lingering_seconds
     body_seconds_max: float = limits.body_seconds_max

@@ -110,8 +110,8 @@ async def _embedded(
     front = request.app[FRONT]
     _check_direction(asked)
     inputs = texts_of(asked.inputs, "inputs")
-    model = front.model(asked.model, capability="embedding")
-    request[MODEL] = model.name
+    model = await front.model(asked.model, capability="embedding")
+    request[MODEL] = model
     with named_as({"input": "inputs"}, single=isinstance(asked.inputs, str)):
         embedded = await front.service.embed(
             model.name,

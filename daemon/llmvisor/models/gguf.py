@@ -6,16 +6,19 @@ import hashlib
 import math
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
 from llmvisor.errors import ModelLoadFailed
 from llmvisor.models import gguf_types
 from llmvisor.models.file_kinds import recognised
-from llmvisor.models.gguf_reader import MAGIC, Array, Gguf, Malformed, parse
+from llmvisor.models.gguf_reader import MAGIC, Array, Gguf, Malformed, TensorTable, parse
 from llmvisor_runtimes.protocol import Memory
+
+T = TypeVar("T")
 
 MICRO_BATCH_TOKENS = 512
 """llama.cpp computes a batch in parts of at most this many tokens."""
@@ -94,8 +97,17 @@ class GgufHeader(msgspec.Struct, frozen=True, kw_only=True):
 
 def read_header(path: Path) -> GgufHeader:
     """The header of a file. Raises `GgufError` for whatever is no complete GGUF. Blocks on the disk."""
+    return _told(path, lambda: _header(*_parsed(path)))
+
+
+def read_tensors(path: Path) -> TensorTable:
+    """The tensors of a file, which may say nothing else, as the later files of a split model. Raises `GgufError`."""
+    return _told(path, lambda: _parsed(path)[0].tensors)
+
+
+def _told(path: Path, read: Callable[[], T]) -> T:
     try:
-        return _read(path)
+        return read()
     except Malformed as error:
         raise GgufError(f"{path}: {error}") from error
     except FileNotFoundError as error:
@@ -144,7 +156,8 @@ def _estimate_encoder(header: GgufHeader, *, n_ctx: int, n_batch: int) -> Memory
     return Memory(weights_bytes=header.weights_bytes, kv_bytes=0, compute_bytes=min(compute_bytes, BYTES_MAX))
 
 
-def _read(path: Path) -> GgufHeader:
+def _parsed(path: Path) -> tuple[Gguf, int]:
+    """A file's header, and its bytes."""
     # A pipe without a writer would hold an open without O_NONBLOCK for ever.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
@@ -156,7 +169,7 @@ def _read(path: Path) -> GgufHeader:
         beginning = os.pread(descriptor, 512, 0)
         if not beginning.startswith(MAGIC):
             raise Malformed(f"it is {recognised(beginning)}, not a GGUF file")
-        return _header(parse(descriptor, status.st_size, wanted=_wanted), status.st_size)
+        return parse(descriptor, status.st_size, wanted=_wanted), status.st_size
     finally:
         os.close(descriptor)
 

@@ -11,6 +11,7 @@ from llmvisor.cache.flight import Flights, FollowingStream, ReplayedStream, Stre
 from llmvisor.cache.key import embedding_key, generation_key, scoring_key
 from llmvisor.cache.store import ResponseCache
 from llmvisor.control.api import ModelStatus
+from llmvisor.errors import ModelNotFound
 from llmvisor.services.service import (
     CacheUse,
     Embedded,
@@ -62,7 +63,8 @@ class CachedService:
 
     def generate(self, model: str, generation: Generation) -> Stream:
         self._touch()
-        key = generation_key(model, self.identity(model), generation)
+        identity = self.identity(model)
+        key = generation_key(model, identity, generation)
         if key is None:
             return self._service.generate(model, generation)
         if generation.cache == "use":
@@ -72,31 +74,35 @@ class CachedService:
                 return FollowingStream(flight, "coalesced")
             if (known := self._known(key, _ANSWERS)) is not None:
                 return ReplayedStream(known.deltas, known.done)
-        flight = StreamFlight(self._service.generate(model, generation), lambda ended: self._landed(key, ended))
+        flight = StreamFlight(
+            self._service.generate(model, generation), lambda ended: self._landed(model, identity, key, ended)
+        )
         self._generations[key] = flight
         return FollowingStream(flight, "miss")
 
     async def embed(self, model: str, request: EmbeddingRequest) -> Embedded:
         self._touch()
-        key = embedding_key(model, self.identity(model), request)
+        identity = self.identity(model)
+        key = embedding_key(model, identity, request)
         if key is None:
             return await self._service.embed(model, request)
         if (known := self._answered(key, request.cache, self._embeddings, Embedded)) is not None:
             return known
         joined = key in self._embeddings
         answer = await self._embeddings.join(key, lambda: self._service.embed(model, request))
-        return self._kept(key, answer, joined=joined)
+        return self._kept(key, answer, joined=joined, keep=self._is_still(model, identity))
 
     async def score(self, model: str, request: ScoringRequest) -> Scored:
         self._touch()
-        key = scoring_key(model, self.identity(model), request)
+        identity = self.identity(model)
+        key = scoring_key(model, identity, request)
         if key is None:
             return await self._service.score(model, request)
         if (known := self._answered(key, request.cache, self._scorings, Scored)) is not None:
             return known
         joined = key in self._scorings
         answer = await self._scorings.join(key, lambda: self._service.score(model, request))
-        return self._kept(key, answer, joined=joined)
+        return self._kept(key, answer, joined=joined, keep=self._is_still(model, identity))
 
     async def tokenize(self, model: str, prompt: Prompt, *, add_special: bool, parse_special: bool) -> Tokens:
         return await self._service.tokenize(model, prompt, add_special=add_special, parse_special=parse_special)
@@ -107,12 +113,21 @@ class CachedService:
     async def apply_template(self, model: str, prompt: ChatPrompt) -> str:
         return await self._service.apply_template(model, prompt)
 
-    def _landed(self, key: str, flight: StreamFlight) -> None:
+    def _landed(self, model: str, identity: ModelIdentity, key: str, flight: StreamFlight) -> None:
         """A generation has ended: it is kept if it ended well."""
         if self._generations.get(key) is flight:
             del self._generations[key]
-        if flight.done is not None and all(delta.finish != "cancelled" for delta in flight.deltas):
+        if flight.done is None or any(delta.finish == "cancelled" for delta in flight.deltas):
+            return
+        if self._is_still(model, identity):
             self._cache.put(key, _ENCODER.encode(_Answer(flight.deltas, flight.done)))
+
+    def _is_still(self, model: str, identity: ModelIdentity) -> bool:
+        """Whether the model is the one that was asked: what waits while it is replaced is answered by the next one."""
+        try:
+            return self.identity(model) == identity
+        except ModelNotFound:
+            return False
 
     def _known(self, key: str, decoder: msgspec.msgpack.Decoder[_Answer]) -> _Answer | None:
         value = self._cache.get(key)
@@ -130,9 +145,12 @@ class CachedService:
         except msgspec.MsgspecError:
             return None
 
-    def _kept(self, key: str, answer: T, *, joined: bool) -> T:
+    def _kept(self, key: str, answer: T, *, joined: bool, keep: bool) -> T:
         if joined:
             self._cache.coalesced()
             return msgspec.structs.replace(answer, cache="coalesced")
-        self._cache.put(key, _ENCODER.encode(msgspec.structs.replace(answer, cache="hit", queue_ms=0.0, load_ms=0.0)))
+        if keep:
+            self._cache.put(
+                key, _ENCODER.encode(msgspec.structs.replace(answer, cache="hit", queue_ms=0.0, load_ms=0.0))
+            )
         return msgspec.structs.replace(answer, cache="miss")

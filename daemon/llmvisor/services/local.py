@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
-from typing import cast
+from typing import Protocol
 
 import msgspec
 
-from llmvisor import __version__, limits
+from llmvisor import __version__
 from llmvisor.config.tree import ModelConfig
-from llmvisor.control.api import ModelStatus
-from llmvisor.errors import InternalError, ModelNotFound
-from llmvisor.models.catalogue import Catalogue, file_signature
+from llmvisor.control.api import InstalledModel, ModelStatus
+from llmvisor.errors import InternalError
+from llmvisor.models.catalogue import file_signature, paths_in
+from llmvisor.services.model_status import SERVICE, model_status, resting_status
 from llmvisor.services.service import (
     Embedded,
     EmbeddingRequest,
@@ -33,42 +33,90 @@ _ENGINES = {"llamacpp": "llama-cpp-python", "mlx": "mlx-lm", "flag": "FlagEmbedd
 """The distribution that brings each backend's engine."""
 
 
+class InstalledModels(Protocol):
+    """The part of `models.library.Library` that is asked for here."""
+
+    @property
+    def version(self) -> int:
+        """Another one after every change."""
+        ...
+
+    def installed(self, name: str) -> InstalledModel | None: ...
+
+    def is_gone(self, name: str) -> bool: ...
+
+
 class LocalService:
     """Each model's runtime, behind the interface of every service."""
 
-    name = "local"
+    name = SERVICE
 
-    def __init__(self, supervisor: Supervisor, *, cache_always: bool = False) -> None:
+    def __init__(
+        self, supervisor: Supervisor, library: InstalledModels | None = None, *, cache_always: bool = False
+    ) -> None:
+        self._supervisor = supervisor
+        self._library = library
         self._cache_always = cache_always
-        self._identities: dict[str, ModelIdentity] = {}
-        self._runtimes = supervisor.runtimes
-        self._catalogue = supervisor.catalogue
+        self._identities: dict[str, tuple[ModelConfig, ModelIdentity]] = {}
+        self._listed: list[ModelStatus] = []
+        """All models as they are without runtimes, in order: there may be thousands, and they seldom change."""
+        self._listed_version: tuple[int, int] | None = None
+        self._places: dict[str, int] = {}
 
     def runtime(self, model: str) -> Runtime:
         """Raises `ModelNotFound`."""
-        runtime = self._runtimes.get(model)
-        if runtime is None:
-            raise ModelNotFound(f"the model '{model}' does not exist", param="model")
-        return runtime
+        return self._supervisor.runtime(model)
 
     def models(self) -> list[ModelStatus]:
-        return [self.model(name) for name in self._runtimes]
+        supervisor = self._supervisor
+        version = (supervisor.version, self._library.version if self._library is not None else 0)
+        if version != self._listed_version:
+            self._listed = [self._at_rest(name) or self.model(name) for name in supervisor.configs]
+            self._places = {name: place for place, name in enumerate(supervisor.configs)}
+            self._listed_version = version
+        listed = self._listed.copy()
+        for name in supervisor.runtimes:
+            if (place := self._places.get(name)) is not None:
+                listed[place] = self.model(name)
+        return listed
 
     def model(self, name: str) -> ModelStatus:
-        runtime = self.runtime(name)
-        return model_status(runtime.config, runtime, self._catalogue)
+        resting = self._at_rest(name)
+        if resting is not None:
+            return resting
+        return model_status(self.runtime(name), self._supervisor.catalogue, self._installed(name))
+
+    def _installed(self, name: str) -> InstalledModel | None:
+        """The installed model that a name means: the configuration's own come before, unless it has the very file."""
+        found = None if self._library is None else self._library.installed(name)
+        if found is None or (config := self._supervisor.configs.get(name)) is None:
+            return None
+        return found if config.path == found.path else None
+
+    def _at_rest(self, name: str) -> ModelStatus | None:
+        """An installed model that nobody has wanted yet; None for others."""
+        installed = None if name in self._supervisor.runtimes else self._installed(name)
+        if installed is None or self._library is None:
+            return None
+        config, catalogue = self._supervisor.configs[name], self._supervisor.catalogue
+        return resting_status(config, installed, catalogue, gone=self._library.is_gone(name))
 
     def identity(self, model: str) -> ModelIdentity:
         runtime = self.runtime(model)
+        # Of the next worker, where a model is being replaced: whatever is asked from now on comes from that one.
+        config = self._supervisor.configs[model]
         known = self._identities.get(model)
         # What a worker has loaded stays what it is, whatever becomes of the files.
-        if known is None or runtime.state not in HAS_WORKER:
-            config = runtime.config
-            known = ModelIdentity(
-                fingerprint(config), config.sampling_defaults(), config.max_tokens, self._cache_always
-            )
-            self._identities[model] = known
-        return known
+        if known is None or known[0] is not config or runtime.state not in HAS_WORKER:
+            installed = self._installed(model)
+            revision = installed.revision if installed is not None and not installed.linked else None
+            known = self._identities[model] = (config, self._identity(config, revision))
+        return known[1]
+
+    def _identity(self, config: ModelConfig, revision: str | None) -> ModelIdentity:
+        return ModelIdentity(
+            fingerprint(config, revision), config.sampling_defaults(), config.max_tokens, self._cache_always
+        )
 
     def generate(self, model: str, generation: Generation) -> Stream:
         return self.runtime(model).generate(generation)
@@ -94,23 +142,21 @@ class LocalService:
         return _text(await self.runtime(model).call(lambda call_id: ApplyTemplate(call_id, prompt)))
 
 
-def fingerprint(config: ModelConfig) -> str:
-    """Changes with all that a model's answers depend on; empty where its file is not there. Looks at the files."""
-    signature = file_signature(config)
+def fingerprint(config: ModelConfig, revision: str | None = None) -> str:
+    """Changes with all that a model's answers depend on; empty where its file is not there.
+
+    Looks at the files, unless they are those of an installed model's revision, which never change.
+    """
+    signature = revision or file_signature(config)
     if config.path is not None and signature is None:
         return ""
-    beside = [file_signature(msgspec.structs.replace(config, path=path)) for path in _paths(config.options)]
+    beside = (
+        []
+        if revision
+        else [file_signature(msgspec.structs.replace(config, path=path)) for path in paths_in(config.options)]
+    )
     parts = (signature, beside, config.backend, config.path, config.model_options(), installed_version(config.backend))
     return hashlib.sha256(msgspec.msgpack.encode((__version__, *parts))).hexdigest()
-
-
-def _paths(value: object) -> Iterator[str]:
-    """What stands in options like a path: adapters, a draft model."""
-    if isinstance(value, str) and "/" in value and len(value) < limits.option_path_chars_max:
-        yield value
-    elif isinstance(value, Mapping):
-        for each in cast("Mapping[str, object]", value).values():
-            yield from _paths(each)
 
 
 def installed_version(backend: str | None) -> str:
@@ -125,43 +171,3 @@ def _text(answer: Answer | None) -> str:
     if not isinstance(answer, Text):
         raise InternalError("the worker answered a question for text with something else")
     return answer.text
-
-
-def model_id(name: str, config: ModelConfig) -> str:
-    """`tier/name` for a model with a tier, else its name."""
-    return f"{config.tier}/{name}" if config.tier else name
-
-
-def model_status(config: ModelConfig, runtime: Runtime, catalogue: Catalogue) -> ModelStatus:
-    """All that is known of a model: configuration, then its file, then what the worker said."""
-    name, info = runtime.name, runtime.info
-    read = catalogue.header(name) or catalogue.folder(name)
-    header = catalogue.header(name)
-    signature = catalogue.signature(runtime.name)
-    runtime_status = runtime.status()
-    return ModelStatus(
-        id=model_id(name, config),
-        name=name,
-        tier=config.tier,
-        aliases=config.aliases,
-        service=LocalService.name,
-        backend=runtime_status.backend,
-        state=runtime_status.state,
-        type=catalogue.type(name),
-        path=config.path,
-        size=signature.size if signature else None,
-        architecture=info.architecture if info else read.architecture if read else None,
-        quantization=info.quantization if info else read.quantization if read else None,
-        parameters=info.parameters if info else header.parameters if header else None,
-        context_length=info.context_length if info else read.context_length if read else None,
-        n_ctx=info.n_ctx if info else config.n_ctx,
-        capabilities=info.capabilities if info else [],
-        chat_template_sha256=info.chat_template_sha256 if info else header.chat_template_sha256 if header else None,
-        memory_estimated=catalogue.memory_estimated(name),
-        loaded_at=runtime.loaded_at,
-        created=signature.modified_ns // 10**9 if signature else 0,
-        error=runtime_status.error,
-        embedding_dimension=config.embedding_dimension,
-        pinned=config.pinned,
-        preload=config.preload,
-    )

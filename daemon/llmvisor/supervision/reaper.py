@@ -24,6 +24,9 @@ RUNGS: tuple[Rung, ...] = ("close", "terminate", "abort", "kill")
 _PIDFD_SIGNAL_PROCESS_GROUP = 1 << 2
 """Linux 6.9: the signal goes to the group that the process leads, even once the process itself has been reaped."""
 
+EXIT_PERMANENT = 78
+"""EX_CONFIG."""
+
 
 class WorkerExit(msgspec.Struct, frozen=True):
     """How a worker ended. `code` and `signal` are both None where even SIGKILL did not end it in time."""
@@ -42,6 +45,11 @@ class WorkerExit(msgspec.Struct, frozen=True):
     def possible_oom(self) -> bool:
         """Killed by a SIGKILL that the daemon did not send, which is how the kernel frees memory."""
         return self.signal == signal.SIGKILL and not self.requested and self.violation is None
+
+    @property
+    def permanent(self) -> bool:
+        """The worker says that starting it again is of no use."""
+        return self.code == EXIT_PERMANENT
 
     def describe(self) -> str:
         """For people, without a subject: `killed by SIGSEGV`, `exited with code 70`."""

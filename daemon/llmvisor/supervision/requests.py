@@ -149,7 +149,8 @@ def generate_command(
         and any(message.media for message in prompt.messages)
         and not {"vision", "audio"} & {*capabilities}
     ):
-        raise UnsupportedOperation("messages: this model reads text, no images and no sounds", param="messages")
+        message = "this model reads text, no images and no sounds; mmproj in a llamacpp model's options lets it"
+        raise UnsupportedOperation(f"messages: {message}", param="messages")
     return Generate(
         id=request_id,
         request_id=generation.request_id,

@@ -18,34 +18,21 @@ from llmvisor.control.api import RuntimeStatus
 from llmvisor.errors import InsufficientMemory, InvalidRequest, LlmvisorError, ModelLoadFailed
 from llmvisor.log import get_logger
 from llmvisor.services.service import Embedded, EmbeddingRequest, Generation, Scored, ScoringRequest
+from llmvisor.supervision.alarm import Alarm
 from llmvisor.supervision.encoding import EmbeddingCall, ScoringCall
 from llmvisor.supervision.reaper import WorkerExit
 from llmvisor.supervision.requests import Arrival, RequestTable, WorkReport, generate_command
 from llmvisor.supervision.scheduler import Changed, Effect, Grant, Refuse, StartWorker, StopWorker, Ticket
-from llmvisor.supervision.setup import RuntimeSetup, make_scheduler
+from llmvisor.supervision.setup import RuntimeSetup, make_scheduler, scheduler_settings
 from llmvisor.supervision.spawn import WorkerSpec
 from llmvisor.supervision.state import HAS_WORKER, State
 from llmvisor.supervision.status import Facts, runtime_status
 from llmvisor.supervision.stream import Answer, Call, GenerationStream, Request, refusal_error
 from llmvisor.supervision.watch import ProgressWatch
-from llmvisor.supervision.worker import Worker, refused_hello
-from llmvisor_runtimes.protocol import (
-    Cancel,
-    Command,
-    Hello,
-    Load,
-    Loaded,
-    LoadFailed,
-    LoadProgress,
-    ModelInfo,
-    ProtocolViolation,
-    Report,
-    SetThreads,
-    Tick,
-)
-
-EXIT_PERMANENT = 78
-"""EX_CONFIG: the worker says that starting it again is of no use."""
+from llmvisor.supervision.worker import Worker, refused_hello, told_of
+from llmvisor_runtimes.protocol import Command, ProtocolViolation, Report
+from llmvisor_runtimes.protocol.commands import Cancel, Load, SetThreads
+from llmvisor_runtimes.protocol.reports import Hello, Loaded, LoadFailed, LoadProgress, ModelInfo, Tick
 
 
 class Runtime:
@@ -67,7 +54,8 @@ class Runtime:
         self._watch: ProgressWatch | None = None
         self._stop_asked: StopWorker | None = None
         self._start_task: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._alarm = Alarm(setup.clock, self._wake)
+        self._next_config: ModelConfig | None = None
         self._failed_signature: object = None
         self._facts = Facts(name, config.tier, config.backend or "", since=setup.clock.now().isoformat())
         self._published_at = 0.0
@@ -130,6 +118,17 @@ class Runtime:
     def reset(self) -> None:
         """Forget earlier crashes, so that an unavailable model may be tried again."""
         self._apply(self._scheduler.reset(self._now()))
+
+    def reconfigure(self, config: ModelConfig) -> None:
+        """Run like this from the next worker on; the one that there is finishes what runs, and goes."""
+        self._next_config = config
+        if self.state in HAS_WORKER:
+            self.unload()
+        else:
+            self._adopt()
+        self.reset()
+        if config.preload or config.pinned:
+            self.load()
 
     def shutdown(self) -> None:
         """Start nothing any more, let what runs finish, and go."""
@@ -224,7 +223,7 @@ class Runtime:
             self._applying = False
         computes = self._setup.cores.begin if self._scheduler.running else self._setup.cores.end
         computes(self.name)
-        self._set_timer()
+        self._set_alarm()
 
     def _carry_out(self, effect: Effect) -> None:
         match effect:
@@ -250,6 +249,7 @@ class Runtime:
         if new is State.FAILED:
             self._failed_signature = self._signature()
         if new not in HAS_WORKER:
+            self._adopt()
             self._setup.cores.forget(self.name)
             self._facts.progress = self._facts.tick = self._facts.info = self.loaded_at = None
         say = self._log.warning if new in {State.BACKOFF, State.FAILED} else self._log.info
@@ -259,15 +259,8 @@ class Runtime:
         changed.set()
         self._publish()
 
-    def _set_timer(self) -> None:
-        wakes = [self._scheduler.next_wake(), self._watch.deadline() if self._watch is not None else None]
-        wake = min((w for w in wakes if w is not None), default=None)
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if wake is not None:
-            delay = max(0.0, wake - self._now())
-            self._timer = asyncio.get_running_loop().call_later(delay, self._wake)
+    def _set_alarm(self) -> None:
+        self._alarm.set(self._scheduler.next_wake(), self._watch.deadline() if self._watch is not None else None)
 
     def _wake(self) -> None:
         now = self._now()
@@ -275,7 +268,14 @@ class Runtime:
         if self._watch is not None and (reason := self._watch.hung(now)) is not None:
             self._watch = None
             self._apply(self._scheduler.hung(reason))
-        self._set_timer()
+        self._set_alarm()
+
+    def _adopt(self) -> None:
+        config, self._next_config = self._next_config, None
+        if config is not None:
+            self.config, self._sampling = config, config.sampling_defaults()
+            self._scheduler.settings = scheduler_settings(config)
+            self._facts.tier, self._facts.backend = config.tier, config.backend or ""
 
     # ------------------------------------------------------------------------------------------------ the worker
 
@@ -295,7 +295,7 @@ class Runtime:
             self._log.info("worker started", pid=self._worker.pid, backend=backend)
             if self._stop_asked is not None:
                 self._worker.stop(self._stop_asked.rung, self._stop_asked.reason)
-            self._set_timer()
+            self._set_alarm()
         except InsufficientMemory as error:
             self._apply(self._scheduler.denied(str(error), self._now()))
         except ModelLoadFailed as error:
@@ -313,7 +313,7 @@ class Runtime:
         self._facts.pid = None
         if self._scheduler.state is not State.STOPPING:
             self._log.error("worker gone", reason=exit.describe())
-        self._gone(exit.describe(), permanent=exit.code == EXIT_PERMANENT)
+        self._gone(exit.describe(), permanent=exit.permanent)
 
     def _gone(self, reason: str, *, permanent: bool = False) -> None:
         self._watch = None
@@ -331,7 +331,7 @@ class Runtime:
         match report:
             case Tick():
                 before, self._facts.tick = self._facts.tick, report
-                if report.phase != "idle" or (before is not None and before.phase != "idle"):
+                if before is None or not report.phase == before.phase == "idle":
                     self._publish()
             case LoadProgress():
                 self._facts.progress = report
@@ -358,8 +358,7 @@ class Runtime:
         if (reason := refused_hello(hello)) is not None:
             self._apply(self._scheduler.broken(reason, permanent=True))
             return
-        options = self.config.model_options(self._setup.state_dir)
-        self._send(Load(model=self.name, path=self.config.path or "", options=options))
+        self._send(Load(self.name, self.config.path or "", self.config.model_options(self._setup.state_dir)))
 
     def _on_loaded(self, info: ModelInfo) -> None:
         if self.state not in {State.LOADING, State.STOPPING}:
@@ -368,13 +367,7 @@ class Runtime:
         self._facts.info = info
         self.loaded_at = self._setup.clock.now().isoformat()
         self._ready_at = self._now()
-        self._log.info(
-            "loaded",
-            seconds=round(info.load_seconds, 2),
-            slots=info.slots,
-            n_ctx=info.n_ctx,
-            version=info.backend_version,
-        )
+        self._log.info("loaded", **told_of(info))
         self._apply(self._scheduler.loaded(max(1, info.slots), self._ready_at))
 
     def _violated(self, what: str) -> None:

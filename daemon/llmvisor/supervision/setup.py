@@ -53,13 +53,6 @@ class RuntimeSetup(msgspec.Struct, frozen=True):
 
 def make_scheduler(config: ModelConfig, random: Callable[[], float]) -> Scheduler:
     """The scheduler of a model that is configured so."""
-    settings = SchedulerSettings(
-        queue_limit=config.queue_limit,
-        parallel=config.parallel,
-        load_timeout_seconds=config.load_timeout,
-        idle_timeout_seconds=config.idle_timeout,
-        keep_loaded=config.preload or config.pinned,
-    )
     policy = RestartPolicy(
         restarts_max=config.restart.max,
         window_seconds=config.restart.window,
@@ -67,4 +60,15 @@ def make_scheduler(config: ModelConfig, random: Callable[[], float]) -> Schedule
         stable_seconds=limits.stable_seconds,
         random=random,
     )
-    return Scheduler(settings, policy)
+    return Scheduler(scheduler_settings(config), policy)
+
+
+def scheduler_settings(config: ModelConfig) -> SchedulerSettings:
+    """What the configuration says of a model's scheduling."""
+    return SchedulerSettings(
+        queue_limit=config.queue_limit,
+        parallel=config.parallel,
+        load_timeout_seconds=config.load_timeout,
+        idle_timeout_seconds=config.idle_timeout,
+        keep_loaded=config.preload or config.pinned,
+    )

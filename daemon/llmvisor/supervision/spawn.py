@@ -168,20 +168,20 @@ async def spawn(spec: WorkerSpec, *, nonce: str) -> Spawned:
 
 async def _spawn(spec: WorkerSpec, nonce: str) -> Spawned:
     with ExitStack() as ours, ExitStack() as theirs:
-        command_read, command_write = _pipe(reads=theirs, writes=ours)
-        report_read, report_write = _pipe(reads=ours, writes=theirs)
-        stdout_read, stdout_write = _pipe(reads=ours, writes=theirs)
-        stderr_read, stderr_write = _pipe(reads=ours, writes=theirs)
+        command_read, command_write = pipe_ends(reads=theirs, writes=ours)
+        report_read, report_write = pipe_ends(reads=ours, writes=theirs)
+        stdout_read, stdout_write = pipe_ends(reads=ours, writes=theirs)
+        stderr_read, stderr_write = pipe_ends(reads=ours, writes=theirs)
         _widen(report_read)
         for fd in (command_write, report_read, stdout_read, stderr_read):
             os.set_blocking(fd, False)
-        _seal_descriptors()
+        seal_descriptors()
         arguments = worker_arguments(
             spec, nonce=nonce, read_fd=command_read, write_fd=report_write, parent_pid=os.getpid()
         )
         environment = worker_environment(os.environ, spec.env) | {NONCE_VARIABLE: nonce}
         _check_strings(arguments, environment)
-        _require_descriptors(_SPAWN_FDS)
+        require_descriptors(_SPAWN_FDS)
         # No preexec_fn: uvloop blocks its loop for one. Ends of our own instead of PIPE: with those the standard
         # library's `wait()` hangs for as long as a grandchild holds them.
         process = await asyncio.create_subprocess_exec(
@@ -206,7 +206,7 @@ def _check_strings(arguments: list[str], environment: dict[str, str]) -> None:
         raise ValueError("a variable's name that is empty or holds an equals sign")
 
 
-def _pipe(*, reads: ExitStack, writes: ExitStack) -> tuple[int, int]:
+def pipe_ends(*, reads: ExitStack, writes: ExitStack) -> tuple[int, int]:
     """A pipe whose two ends close with the stacks that own them."""
     read_fd, write_fd = os.pipe()
     reads.callback(os.close, read_fd)
@@ -214,14 +214,14 @@ def _pipe(*, reads: ExitStack, writes: ExitStack) -> tuple[int, int]:
     return read_fd, write_fd
 
 
-def _require_descriptors(count: int) -> None:
+def require_descriptors(count: int) -> None:
     """Raises OSError where fewer can be opened: uvloop would leave open what it had got before it ran out."""
     with ExitStack() as held:
         for _ in range(count):
             held.callback(os.close, os.dup(_STDERR_FD))
 
 
-def _seal_descriptors() -> None:
+def seal_descriptors() -> None:
     """Make no descriptor inheritable but stdin, stdout and stderr.
 
     uvloop takes `close_fds` and closes nothing: what the daemon itself was started with (a service manager's sockets,

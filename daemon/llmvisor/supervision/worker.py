@@ -14,7 +14,7 @@ from llmvisor.supervision.channel import Channel
 from llmvisor.supervision.orphans import OrphanJournal
 from llmvisor.supervision.reaper import ProcessGroup, Reaper, Rung, WorkerExit
 from llmvisor.supervision.spawn import Spawned, WorkerSpec, spawn
-from llmvisor_runtimes.protocol import PROTOCOL_VERSION, Close, Command, Hello, Report
+from llmvisor_runtimes.protocol import PROTOCOL_VERSION, Close, Command, Hello, ModelInfo, Report
 
 _log = get_logger(__name__)
 
@@ -27,6 +27,12 @@ def refused_hello(hello: Hello) -> str | None:
         f"the worker speaks protocol version {hello.protocol_version}, this daemon {PROTOCOL_VERSION}: "
         f"install the same llmvisor for the {hello.backend} backend"
     )
+
+
+def told_of(info: ModelInfo) -> dict[str, object]:
+    """What the log says of a loaded model."""
+    seconds = round(info.load_seconds, 2)
+    return {"seconds": seconds, "slots": info.slots, "n_ctx": info.n_ctx, "version": info.backend_version}
 
 
 async def start_worker(

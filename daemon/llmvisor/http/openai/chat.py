@@ -23,7 +23,7 @@ from llmvisor.http.openai.answers import Timings, Usage, system_fingerprint, tim
 from llmvisor.http.openai.chat_stream import DONE_EVENT, ChatChunks
 from llmvisor.http.openai.grammar import is_set
 from llmvisor.http.openai.logprobs import ChatLogprobs, chat_logprobs
-from llmvisor.http.openai.messages import Messages, TemplateKwargs, chat_prompt, media_needs
+from llmvisor.http.openai.messages import Fetched, Messages, TemplateKwargs, chat_prompt, media_needs, remote_media
 from llmvisor.http.openai.request import GenerationFields, MaxTokens, Top, check_capable
 from llmvisor.http.openai.tools import ToolChoice, ToolSpecs, tool_use
 from llmvisor.http.sse import EventStream
@@ -48,8 +48,8 @@ class ChatRequest(GenerationFields, kw_only=True):
     functions: list[msgspec.Raw] | None = None
     function_call: msgspec.Raw = msgspec.Raw()
 
-    def generation(self, request_id: str, cache: CacheUse = "use") -> Generation:
-        """Raises `InvalidRequest`, `UnsupportedOperation`."""
+    def generation(self, request_id: str, cache: CacheUse = "use", fetched: Fetched | None = None) -> Generation:
+        """`fetched` is what `remote_media` named. Raises `InvalidRequest`, `UnsupportedOperation`."""
         self._check_supported()
         use = tool_use(self.tools, self.tool_choice, parallel=self.parallel_tool_calls is not False)
         asked = self.asked_grammar
@@ -64,6 +64,7 @@ class ChatRequest(GenerationFields, kw_only=True):
                 template_kwargs=self.chat_template_kwargs,
                 reasoning_effort=self.reasoning_effort,
                 use=use,
+                fetched=fetched,
             ),
             sampling=self.sampling(),
             n=self.n or 1,
@@ -149,15 +150,24 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     """A conversation, continued."""
     front = request.app[FRONT]
     asked = await read_struct(request, _DECODER, front.settings)
-    generation = asked.generation(request[REQUEST_ID], cache_use(request.headers))
-    model = front.model(asked.model, capability="chat")
+    fetched = await _fetched(front, asked)
+    generation = asked.generation(request[REQUEST_ID], cache_use(request.headers), fetched)
+    model = await front.model(asked.model, capability="chat")
     check_capable(model, asked.needs())
-    request[MODEL] = model.name
+    request[MODEL] = model
     stream = front.service.generate(model.name, generation)
     if asked.stream:
         return await _answer_stream(request, front, model, asked, stream)
     with asked.own_names():
         return await _answer_whole(front, model, generation, stream)
+
+
+async def _fetched(front: Front, asked: ChatRequest) -> Fetched:
+    """Everything that the conversation names by URL; nothing is fetched for a model that could not read it."""
+    remote = front.media.allowed(remote_media(asked.messages))
+    if remote:
+        check_capable(await front.model(asked.model, capability="chat"), asked.needs())
+    return await front.media.fetch(remote)
 
 
 async def _answer_whole(front: Front, model: ModelStatus, generation: Generation, stream: Stream) -> web.Response:
@@ -167,7 +177,7 @@ async def _answer_whole(front: Front, model: ModelStatus, generation: Generation
         id=front.ids.new("chatcmpl-"),
         created=front.unix_seconds(),
         model=model.id,
-        system_fingerprint=system_fingerprint(front.service.model(model.name)),
+        system_fingerprint=system_fingerprint(front.loaded(model)),
         choices=[
             ChatChoice(
                 index=index,
@@ -201,7 +211,7 @@ async def _answer_stream(
         id=front.ids.new("chatcmpl-"),
         created=front.unix_seconds(),
         model=model.id,
-        system_fingerprint=lambda: system_fingerprint(front.service.model(model.name)),
+        system_fingerprint=lambda: system_fingerprint(front.loaded(model)),
         choices_count=asked.n or 1,
         include_usage=asked.include_usage(),
     )

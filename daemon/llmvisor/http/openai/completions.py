@@ -138,14 +138,14 @@ async def completions(request: web.Request) -> web.StreamResponse:
     front = request.app[FRONT]
     asked = await read_struct(request, _DECODER, front.settings)
     generations = asked.generations(request[REQUEST_ID], cache_use(request.headers))
-    model = front.model(asked.model, capability="completions")
+    model = await front.model(asked.model, capability="completions")
     check_capable(model, asked.needs())
-    request[MODEL] = model.name
+    request[MODEL] = model
     head = CompletionHead(
         id=front.ids.new("cmpl-"),
         created=front.unix_seconds(),
         model=model.id,
-        system_fingerprint=lambda: system_fingerprint(front.service.model(model.name)),
+        system_fingerprint=lambda: system_fingerprint(front.loaded(model)),
     )
     if asked.stream:
         return await _answer_stream(request, model, asked, generations, head)

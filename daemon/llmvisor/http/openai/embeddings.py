@@ -82,8 +82,8 @@ async def embeddings(request: web.Request) -> web.Response:
     front = request.app[FRONT]
     asked = await read_struct(request, _DECODER, front.settings)
     inputs, kinds = texts_of(asked.input, "input"), asked.kinds()
-    model = front.model(asked.model, capability="embedding")
-    request[MODEL] = model.name
+    model = await front.model(asked.model, capability="embedding")
+    request[MODEL] = model
     with named_as({"input": "input"}, single=isinstance(asked.input, str)):
         embedded = await front.service.embed(
             model.name,

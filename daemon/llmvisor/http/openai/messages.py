@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal
 
 import msgspec
@@ -11,13 +11,16 @@ from msgspec import Meta
 from llmvisor import limits
 from llmvisor.errors import InvalidRequest, UnsupportedOperation
 from llmvisor.http.decode import shown
-from llmvisor.http.openai.media import base64_bytes, checked_image, checked_sound, data_url_bytes
+from llmvisor.http.openai.media import base64_bytes, checked_image, checked_sound, data_url_bytes, image_size
 from llmvisor.http.openai.tools import CalledTools, CallId, ToolUse, earlier_calls
 from llmvisor_runtimes.protocol import MEDIA_MARKER, ChatMessage, ChatPrompt
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 _TEXTS = frozenset({"text", "input_text", "output_text", "refusal"})
 _UNREAD = frozenset({"video_url", "input_video", "file", "input_file"})
+_IMAGES = frozenset({"image_url", "input_image"})
+Fetched = Mapping[str, bytes]
+"""What was fetched, by URL."""
 
 
 class ImageUrl(msgspec.Struct):
@@ -66,10 +69,11 @@ def chat_prompt(
     template_kwargs: TemplateKwargs | None,
     reasoning_effort: str | None = None,
     use: ToolUse | None = None,
+    fetched: Fetched | None = None,
 ) -> ChatPrompt:
-    """Raises `InvalidRequest`, `UnsupportedOperation`."""
+    """`fetched` is what `remote_media` named. Raises `InvalidRequest`, `UnsupportedOperation`."""
     use = use or ToolUse()
-    flattened = [_flattened(message, number) for number, message in enumerate(messages)]
+    flattened = [_flattened(message, number, fetched or {}) for number, message in enumerate(messages)]
     _check_media(flattened)
     return ChatPrompt(
         messages=flattened,
@@ -92,7 +96,22 @@ def media_needs(messages: list[Message]) -> Iterator[tuple[str, str]]:
                 yield "audio" if "audio" in part.type else "vision", f"messages[{number}].content[{place}]"
 
 
-def _flattened(message: Message, number: int) -> ChatMessage:
+def remote_media(messages: list[Message]) -> dict[str, str]:
+    """The URLs of images and sounds that lie on other hosts, each with the field that names it first."""
+    found: dict[str, str] = {}
+    for number, message in enumerate(messages):
+        if message.content is None or isinstance(message.content, str):
+            continue
+        for place, part in enumerate(message.content):
+            field = "image_url" if part.type in _IMAGES else "audio_url"
+            given = part.image_url if part.type in _IMAGES else part.audio_url if part.type == field else None
+            url = given.url if isinstance(given, ImageUrl) else given
+            if url is not None and url[:6].lower().startswith(("http:", "https:")):
+                found.setdefault(url, f"messages[{number}].content[{place}].{field}.url")
+    return found
+
+
+def _flattened(message: Message, number: int, fetched: Fetched) -> ChatMessage:
     at = f"messages[{number}]"
     content = message.refusal if message.content is None else message.content
     reasoning = message.reasoning if message.reasoning_content is None else message.reasoning_content
@@ -103,7 +122,8 @@ def _flattened(message: Message, number: int) -> ChatMessage:
         content = ""
     media: list[bytes] = []
     if not isinstance(content, str):
-        content = "".join(_part_text(part, f"{at}.content[{place}]", media) for place, part in enumerate(content))
+        parts = [_part_text(part, f"{at}.content[{place}]", media, fetched) for place, part in enumerate(content)]
+        content = "".join(parts)
     return ChatMessage(
         role=message.role,
         content=content,
@@ -115,24 +135,24 @@ def _flattened(message: Message, number: int) -> ChatMessage:
     )
 
 
-def _part_text(part: ContentPart, at: str, media: list[bytes]) -> str:
+def _part_text(part: ContentPart, at: str, media: list[bytes], fetched: Fetched) -> str:
     """A part as text; the file of an image or a sound goes to `media`, and its marker into the text."""
     if part.type in _TEXTS:
         text = part.refusal if part.type == "refusal" else part.text
         if text is None:
             raise InvalidRequest(f"{at}.text is required", param=f"{at}.text")
         return text
-    if part.type in {"image_url", "input_image"}:
-        url = _url(part.image_url, f"{at}.image_url")
-        media.append(checked_image(data_url_bytes(url, f"{at}.image_url.url"), f"{at}.image_url.url"))
+    if part.type in _IMAGES:
+        param = f"{at}.image_url.url"
+        media.append(checked_image(_file(_url(part.image_url, f"{at}.image_url"), param, fetched), param))
     elif part.type == "input_audio":
         if part.input_audio is None:
             raise InvalidRequest(f"{at}.input_audio is required", param=f"{at}.input_audio")
         param = f"{at}.input_audio.data"
         media.append(checked_sound(base64_bytes(part.input_audio.data, param), param))
     elif part.type == "audio_url":
-        url = _url(part.audio_url, f"{at}.audio_url")
-        media.append(checked_sound(data_url_bytes(url, f"{at}.audio_url.url"), f"{at}.audio_url.url"))
+        param = f"{at}.audio_url.url"
+        media.append(checked_sound(_file(_url(part.audio_url, f"{at}.audio_url"), param, fetched), param))
     elif part.type in _UNREAD:
         raise UnsupportedOperation(f"{at}: models here read text, images and sounds, not {part.type}", param=at)
     else:
@@ -147,6 +167,11 @@ def _url(given: ImageUrl | str | None, at: str) -> str:
     return given if isinstance(given, str) else given.url
 
 
+def _file(url: str, param: str, fetched: Fetched) -> bytes:
+    data = fetched.get(url)
+    return data_url_bytes(url, param) if data is None else data
+
+
 def _check_media(messages: list[ChatMessage]) -> None:
     """Raises `InvalidRequest` for too many, and for a text that would pass for one more."""
     count = sum(len(message.media) for message in messages)
@@ -155,6 +180,10 @@ def _check_media(messages: list[ChatMessage]) -> None:
         raise InvalidRequest(message, param="messages")
     if not count:
         return
+    sizes = [image_size(file) or (0, 0) for message in messages for file in message.media]
+    if (pixels := sum(width * height for width, height in sizes)) > limits.images_pixels_max:
+        message = f"messages: expected at most {limits.images_pixels_max} pixels in all images, found {pixels}"
+        raise InvalidRequest(message, param="messages")
     for number, one in enumerate(messages):
         if one.content.count(MEDIA_MARKER) > len(one.media):
             param = f"messages[{number}].content"

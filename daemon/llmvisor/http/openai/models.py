@@ -38,13 +38,15 @@ class ModelList(msgspec.Struct):
 
 async def list_models(request: web.Request) -> web.Response:
     """Every model once, by its id; aliases and tiers resolve but are not listed."""
-    return json_answer(ModelList([_object(status) for status in request.app[FRONT].service.models()]))
+    front = request.app[FRONT]
+    await front.installed.wait_open()
+    return json_answer(ModelList([_object(status) for status in front.service.models()]))
 
 
 async def show_model(request: web.Request) -> web.Response:
     """One model, by id, name, alias or tier."""
-    model = request.app[FRONT].model(request.match_info["id"])
-    request[MODEL] = model.name
+    model = await request.app[FRONT].model(request.match_info["id"])
+    request[MODEL] = model
     return json_answer(_object(model))
 
 

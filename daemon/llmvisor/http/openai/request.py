@@ -148,6 +148,12 @@ class GenerationFields(SamplingFields, kw_only=True):
         return scales
 
 
+_WAYS: dict[str, str] = {
+    **dict.fromkeys(("vision", "audio"), "; mmproj in a llamacpp model's options names a file that lets it"),
+}
+"""How a model gets what it cannot do."""
+
+
 def check_capable(model: ModelStatus, needs: Iterable[tuple[str, str]]) -> None:
     """`needs` are capabilities, each with the field that asks for it. What is not known yet the worker will tell.
 
@@ -156,7 +162,7 @@ def check_capable(model: ModelStatus, needs: Iterable[tuple[str, str]]) -> None:
     for capability, param in needs:
         if model.capabilities and capability not in model.capabilities:
             able = ", ".join(model.capabilities)
-            message = f"{param}: the model '{model.id}' cannot do {capability}, only: {able}"
+            message = f"{param}: the model '{model.id}' cannot do {capability}, only: {able}{_WAYS.get(capability, '')}"
             raise UnsupportedOperation(message, param=param)
 
 

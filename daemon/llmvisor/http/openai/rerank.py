@@ -200,8 +200,8 @@ async def score_pairs(request: web.Request) -> web.Response:
     front = request.app[FRONT]
     asked = _SCORE.decode(await read_body(request, front.settings))
     pairs = asked.pairs()
-    model = front.model(asked.model, capability="rerank")
-    request[MODEL] = model.name
+    model = await front.model(asked.model, capability="rerank")
+    request[MODEL] = model
     with named_as({"pairs": "text_2", "documents": "text_2", "query": "text_1"}):
         scored = await score(request, asked, model, pairs, truncate=bool(asked.truncate), field="text_2")
     scores = checked_scores(scored.scores, raw=bool(asked.raw_scores))

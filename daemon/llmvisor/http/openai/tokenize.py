@@ -13,8 +13,8 @@ from llmvisor.errors import InvalidRequest
 from llmvisor.http.answers import json_answer
 from llmvisor.http.body import read_struct
 from llmvisor.http.decode import BodyDecoder
-from llmvisor.http.front import FRONT, MODEL
-from llmvisor.http.openai.messages import Messages, TemplateKwargs, chat_prompt
+from llmvisor.http.front import FRONT, MODEL, Front
+from llmvisor.http.openai.messages import Fetched, Message, Messages, TemplateKwargs, chat_prompt, remote_media
 from llmvisor.http.openai.request import ModelName, TokenId
 from llmvisor.http.openai.tools import ToolSpecs, tool_use
 from llmvisor_runtimes.protocol import Prompt, TextPrompt, Tokens
@@ -39,7 +39,7 @@ class TokenizeRequest(msgspec.Struct, kw_only=True):
     with_pieces: bool | None = None
     return_token_strs: bool | None = None
 
-    def tokenized(self) -> Prompt:
+    def tokenized(self, fetched: Fetched | None = None) -> Prompt:
         """Raises `InvalidRequest`."""
         texts = [text for text in (self.content, self.prompt, self.text) if text is not None]
         if len(texts) + (self.messages is not None) != 1:
@@ -51,6 +51,7 @@ class TokenizeRequest(msgspec.Struct, kw_only=True):
             add_generation_prompt=self.add_generation_prompt,
             template_kwargs=self.chat_template_kwargs,
             use=tool_use(self.tools, None, parallel=True),
+            fetched=fetched,
         )
 
     def adds_special(self) -> bool:
@@ -105,9 +106,9 @@ async def tokenize(request: web.Request) -> web.Response:
     """Text or a conversation → token ids."""
     front = request.app[FRONT]
     asked = await read_struct(request, _TOKENIZE, front.settings)
-    prompt = asked.tokenized()
-    model = front.model(asked.model, capability="tokenize")
-    request[MODEL] = model.name
+    prompt = asked.tokenized(await _fetched(front, asked.messages or []))
+    model = await front.model(asked.model, capability="tokenize")
+    request[MODEL] = model
     tokens = await front.service.tokenize(
         model.name, prompt, add_special=asked.adds_special(), parse_special=asked.parse_special is not False
     )
@@ -124,8 +125,8 @@ async def detokenize(request: web.Request) -> web.Response:
     """Token ids → text."""
     front = request.app[FRONT]
     asked = await read_struct(request, _DETOKENIZE, front.settings)
-    model = front.model(asked.model, capability="tokenize")
-    request[MODEL] = model.name
+    model = await front.model(asked.model, capability="tokenize")
+    request[MODEL] = model
     text = await front.service.detokenize(model.name, asked.tokens)
     return json_answer(DetokenizeAnswer(content=text, prompt=text), headers={"X-LLMVISOR-Model": model.id})
 
@@ -139,11 +140,16 @@ async def apply_template(request: web.Request) -> web.Response:
         add_generation_prompt=asked.add_generation_prompt,
         template_kwargs=asked.chat_template_kwargs,
         use=tool_use(asked.tools, None, parallel=True),
+        fetched=await _fetched(front, asked.messages),
     )
-    model = front.model(asked.model, capability="chat")
-    request[MODEL] = model.name
+    model = await front.model(asked.model, capability="chat")
+    request[MODEL] = model
     text = await front.service.apply_template(model.name, prompt)
     return json_answer(ApplyTemplateAnswer(text), headers={"X-LLMVISOR-Model": model.id})
+
+
+async def _fetched(front: Front, messages: list[Message]) -> Fetched:
+    return await front.media.fetch(front.media.allowed(remote_media(messages)))
 
 
 def _pieces(tokens: Tokens) -> list[Piece]:

@@ -1,0 +1,89 @@
+"""The supervisor's models: those of the configuration, and installed ones that come, change and go."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from tests.support.fake_worker import FakeClock
+
+from llmvisor.config.tree import Config, ModelConfig
+from llmvisor.control.api import RuntimeStatus
+from llmvisor.errors import ModelNotFound
+from llmvisor.supervision.state import State
+from llmvisor.supervision.supervisor import Supervisor
+
+MOCK = ModelConfig(backend="mock")
+
+
+@pytest.fixture
+def supervisor(tmp_path: Path) -> Supervisor:
+    config = Config(models={"mine": ModelConfig(backend="mock", tier="light")})
+    published: list[RuntimeStatus] = []
+    return Supervisor(config, run_dir=tmp_path, clock=FakeClock(), publish=published.append)
+
+
+def resolved(supervisor: Supervisor, name: str) -> str:
+    return supervisor.names.resolve(name).name
+
+
+def test_installed_model_has_a_name_at_once_and_a_runtime_when_it_is_wanted(supervisor: Supervisor) -> None:
+    """Ten thousand of them cost little."""
+    supervisor.add("other", ModelConfig(backend="mock", tier="heavy"), type="llm")
+    assert resolved(supervisor, "heavy") == "other"
+    assert list(supervisor.runtimes) == ["mine"]
+    assert supervisor.runtime("other") is supervisor.runtime("other")
+    assert list(supervisor.runtimes) == ["mine", "other"]
+
+
+def test_configuration_wins_over_an_installed_model(supervisor: Supervisor) -> None:
+    """Neither its coming nor its change nor its end touches the configured one."""
+    before = supervisor.runtime("mine")
+    supervisor.add("mine", MOCK, type="embeddings")
+    supervisor.replace("mine", MOCK, type="embeddings")
+    asyncio.run(supervisor.remove("mine"))
+    assert supervisor.runtime("mine") is before
+    assert before.config.tier == "light"
+    assert supervisor.type("mine") == "llm"
+
+
+async def test_removed_model_is_nobodys(supervisor: Supervisor) -> None:
+    """Neither its name nor its runtime is found."""
+    supervisor.add("other", MOCK, type="llm")
+    runtime = supervisor.runtime("other")
+    await supervisor.remove("other")
+    assert runtime.state is State.CLOSED
+    assert list(supervisor.runtimes) == ["mine"]
+    with pytest.raises(ModelNotFound):
+        supervisor.runtime("other")
+    with pytest.raises(ModelNotFound):
+        resolved(supervisor, "other")
+
+
+def test_model_that_is_wanted_while_the_daemon_ends_is_not_started(supervisor: Supervisor) -> None:
+    """Its runtime is made closed."""
+
+    async def end() -> None:
+        await supervisor.drain(seconds=1, hurry=asyncio.Event())
+        supervisor.add("other", MOCK, type="llm")
+        assert supervisor.runtime("other").state is State.CLOSED
+
+    asyncio.run(end())
+
+
+def test_type_that_was_told_at_installation_finds_the_default(supervisor: Supervisor) -> None:
+    """The only model of vectors is the one that embeddings without a model mean."""
+    supervisor.add("other", MOCK, type="embeddings")
+    assert supervisor.names.resolve(None, purpose="embedding").name == "other"
+    assert supervisor.names.resolve(None, purpose="text").name == "mine"
+
+
+def test_model_in_whose_folder_a_configured_file_lies_is_in_use(tmp_path: Path) -> None:
+    """Or else the configured model would lose its file."""
+    config = Config(models={"mine": ModelConfig(backend="mock", path=str(tmp_path / "other" / "rev" / "a.gguf"))})
+    supervisor = Supervisor(config, run_dir=tmp_path, clock=FakeClock(), publish=lambda _: None)
+    assert supervisor.in_use("other", str(tmp_path / "other")) is not None
+    assert supervisor.configured_in(str(tmp_path / "other" / "rev")) == "mine"
+    assert supervisor.configured_in(str(tmp_path / "other" / "rev2")) is None
+    assert supervisor.in_use("othe", str(tmp_path / "othe")) is None
