@@ -143,6 +143,7 @@ class _Bars:
 
 def _fitting(text: str, width: int) -> str:
     """What fits: without the stage, which matters less than how much is done, where that is what is too long."""
+    width = max(width, 1)
     if len(text) > width and " of " in text:
         text = text.partition("  ")[2]
     return text if len(text) <= width else f"{text[: width - 1]}…"

@@ -76,6 +76,7 @@ def _padded(column: Column, texts: list[str], styles: Sequence[Style], width: in
 def fold(text: str, width: int) -> list[str]:
     """Text cut into pieces of `width` columns at most, after a space or a sign where one stands late enough."""
     pieces: list[str] = []
+    width = max(width, 1)  # what a margin leaves of a very narrow terminal may be less than nothing
     while display_width(text) > width:
         end = _fitting(text, width)
         good = max((text.rfind(sign, 0, end) + 1 for sign in " /-_.,"), default=0)

@@ -48,12 +48,10 @@ class UsageRecorder:
             self._task.add_done_callback(self._written)
 
     async def sums(self, group_by: Sequence[UsageGroup], *, since: str | None = None) -> list[UsageRow]:
-        """Those that have ended until now, summed up; where nothing can be written, those that are. Raises
-        `StoreUnavailable`."""
+        """Those that have ended until now, summed up. Raises `StoreUnavailable`."""
         try:
             async with asyncio.timeout(limits.usage_flush_seconds_max):
-                with suppress(StoreUnavailable):  # a full disk can be read
-                    await self._flush()
+                await self._flush()
         except TimeoutError:
             raise StoreUnavailable("the store does not answer", hint="is its disk well?") from None
         return await self._records.sums(group_by, since=since)

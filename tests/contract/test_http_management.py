@@ -145,6 +145,7 @@ async def test_jobs_are_listed_with_filters(front: Served) -> None:
     assert first["next_cursor"] == "j2"
     rest = (await front.manage("GET", f"/jobs?limit=2&cursor={first['next_cursor']}")).json
     assert ([one["id"] for one in rest["data"]], rest["next_cursor"]) == (["j1"], None)
+    assert await ids(front, "/jobs?state=failed&cursor=j3") == ["j2"], "the cursor's job may have changed its state"
     assert (await front.manage("GET", "/jobs?state=odd")).status == 400
 
 

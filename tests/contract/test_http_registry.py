@@ -48,6 +48,7 @@ async def test_registry_and_limit_need_not_be_said(front: Served) -> None:
         ("limit=101", "limit"),
         ("limit=x", "limit"),
         ("limit=" + "9" * 5000, "limit"),
+        ("limit=" + "0" * 8 + "1" + "0" * 5000, "limit"),
         ("q=" + "x" * 257, "q"),
         ("q=a%00b", "q"),
     ],

@@ -130,6 +130,19 @@ def test_set_in_a_file_that_is_none_is_told(daemon: FakeDaemon, file: Path, cont
     assert str(file) in ended.stderr
 
 
+@pytest.mark.parametrize("json_", [(), ("--json",)])
+def test_set_finds_a_file_whose_name_the_locale_cannot_spell(tmp_path: Path, json_: tuple[str, ...]) -> None:
+    """A plain C locale reads and writes the same file, `path` and `check` find it too."""
+    file = tmp_path / "données" / "llmvisor" / "config.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(TEXT)
+    plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "XDG_CONFIG_HOME": str(tmp_path / "données")}
+    for arguments in (("set", "server.port", "9000"), ("path",), ("check",)):
+        ended = llmctl(tmp_path / "absent", "config", *arguments, *json_, env=plain, cwd=tmp_path)
+        assert ended.code == 0, ended.stderr
+    assert file.read_text() == TEXT.replace("8000", "9000")
+
+
 def test_set_without_any_file_says_how_to_get_one(daemon: FakeDaemon, tmp_path: Path) -> None:
     """`config init` writes the first."""
     daemon.answer("GET", "/llm/status", fake.daemon_status(config_file=None))

@@ -18,7 +18,9 @@ from llmctl.client import Page
 from llmctl.command_table import COMMANDS
 from llmvisor.control.api import (
     BackendStatus,
+    CacheCleared,
     CacheStats,
+    ConfigCheckAnswer,
     ConfigValue,
     DaemonStatus,
     Event,
@@ -30,7 +32,7 @@ from llmvisor.control.api import (
     RuntimeStatus,
     UsageRow,
 )
-from llmvisor.http.management import CacheCleared, ConfigCheckAnswer, ShutdownAnswer
+from llmvisor.http.management import ShutdownAnswer
 
 EVENT = {"time": fake.START, "kind": "job", "job": fake.job()}
 RECORD = {"time": fake.START, "level": "info", "module": "m", "message": "hello"}

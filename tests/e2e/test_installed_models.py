@@ -151,6 +151,7 @@ def test_files_that_the_configuration_names_are_not_deleted() -> None:
     with daemon:
         refused = ended_job(daemon, "delete", model="tiny")
         assert "the configuration's model 'mine' has its files" in refused["error"]
+        assert refused["hint"] == "take it out of the configuration, or say --force"
         assert path.exists()
 
 

@@ -7,7 +7,7 @@ import errno
 import hashlib
 import os
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -178,8 +178,11 @@ async def test_download_asks_the_source_again_where_a_redirects_host_is_gone(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """1. The host that it was sent to cuts, and is away. Result: the source is asked, and names another one."""
-    waits = iter([1.0])  # long enough for the host to go
-    monkeypatch.setattr(transfer, "backoff_seconds", lambda *_: next(waits, 0.01))
+
+    def backoff_seconds(failures: int, _: Callable[[], float]) -> float:
+        return 1.0 if failures == 1 else 0.01  # the first one is long enough for the host to go
+
+    monkeypatch.setattr(transfer, "backoff_seconds", backoff_seconds)
     async with range_host() as other:
         other.files["/cdn"] = CONTENT
         other.faults.append(Fault(cut_after_bytes=60_000))
@@ -289,7 +292,7 @@ async def test_download_of_another_content_begins_again(place: Place) -> None:
 
 
 async def test_end_of_a_longer_file_does_not_outlast_it(place: Place) -> None:
-    """1. A try at a file that is long. 2. By now it is another one, and shorter. Result: that one, with its checksum."""
+    """1. A try at a long file. 2. By now it is another one, and shorter. Result: that one, with its checksum."""
     place.host.files["/model.gguf"] = CONTENT + bytes(500_000)
     place.host.faults.extend([None, Fault(cut_after_bytes=1_200_000), *[Fault(status=500)] * 20])
     await place.fails(place.file(etag="one"))

@@ -13,6 +13,7 @@ import huggingface_hub
 import msgspec
 import pytest
 from aiohttp import web
+from tests.support import gguf_bytes
 from tests.support.http_double import Fault
 from tests.support.hub_double import COMMIT, TOKEN, HubDouble, Repository, git_blob_id
 from tests.support.leaks import no_leaks
@@ -351,6 +352,21 @@ async def test_file_that_is_no_gguf_is_refused(hub: HubDouble, trial: Trial) -> 
     assert "m-Q4_0.gguf" in problem.message
 
 
+async def test_file_that_only_goes_with_a_model_is_refused(hub: HubDouble, trial: Trial) -> None:
+    """Its header says so, whatever its name does."""
+    adapter = gguf_bytes.gguf({**gguf_bytes.METADATA, "general.type": gguf_bytes.string("adapter")})
+    hub.repositories["o/m"] = Repository({"m-Q4_0.gguf": adapter})
+    problem = await trial.problem("hf:o/m")
+    assert (problem.kind, "adapter" in problem.message) == ("invalid", True)
+
+
+async def test_login_in_the_hubs_address_is_not_told(hub: HubDouble, trial: Trial) -> None:
+    """Where it cannot be reached, and where it has no such repository."""
+    for address in ("http://me:PASS@127.0.0.1:1", hub.url.replace("//", "//me:PASS@")):
+        problem = await trial.problem("hf:o/none", huggingface_endpoint=address)
+        assert "PASS" not in f"{problem.message} {problem.hint}"
+
+
 # ------------------------------------------------------------------------------------------------------------- faults
 
 
@@ -363,6 +379,14 @@ async def test_cut_connections_are_resumed(hub: HubDouble, trial: Trial, gguf: b
     starts = [int(one.headers["Range"].removeprefix("bytes=").split("-")[0]) for one in hub.asked_of("/cdn/", "GET")]
     assert starts[0] == 0
     assert all(start > 0 for start in starts[1:])
+
+
+async def test_mirror_that_names_contents_in_its_own_way_is_enough(hub: HubDouble, trial: Trial, gguf: bytes) -> None:
+    """Its bytes are held against the listing's checksum all the same."""
+    hub.repositories["o/m"] = Repository({"m-Q4_0.gguf": gguf})
+    hub.etag_told = '"5f3e-mirror"'
+    await trial.fetched("hf:o/m")
+    assert trial.files() == {"m-Q4_0.gguf": gguf}
 
 
 async def test_busy_hub_is_told_as_network_with_its_own_wait(hub: HubDouble, trial: Trial, gguf: bytes) -> None:

@@ -160,6 +160,7 @@ async def test_template_that_jinja_cannot_say_leaves_the_files_own(
     assert "chat_template" not in got.options
     assert "the file's own serves" in (got.description or "")
     assert "system message" not in (got.description or "")
+    assert trial.files()["template.gotmpl"] == odd
 
 
 @pytest.mark.parametrize("template", [b"", b'{{ template "x" . }}'])
@@ -167,11 +168,12 @@ async def test_system_message_that_has_no_place_is_told(
     registry: OllamaDouble, trial: Trial, gguf: bytes, template: bytes
 ) -> None:
     """The file's own template serves, which knows nothing of it."""
-    registry.manifests["library/tiny:latest"] = Manifest([("model", gguf), ("template", template), ("system", b"Sing.")])
+    registry.manifests["library/tiny:latest"] = Manifest(
+        [("model", gguf), ("template", template), ("system", b"Sing.")]
+    )
     got = await trial.fetched("ollama:tiny")
     assert "chat_template" not in got.options
     assert "its system message and example messages are not used" in (got.description or "")
-    assert trial.files()["template.gotmpl"] == odd
 
 
 # ------------------------------------------------------------------------------------------------------------ refusals

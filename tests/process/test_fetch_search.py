@@ -11,9 +11,10 @@ from tests.support.http_double import Fault
 from tests.support.hub_double import HubDouble, Repository
 from tests.support.ollama_double import LibraryModel, OllamaDouble
 
+from llmvisor.control.api import FoundModel
 from llmvisor.fetch.download import open_session
 from llmvisor.fetch.failures import FetchProblem
-from llmvisor.fetch.protocol import FoundModel, SearchRequest
+from llmvisor.fetch.protocol import SearchRequest
 from llmvisor.fetch.search import search
 
 

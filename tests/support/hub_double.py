@@ -46,6 +46,8 @@ class HubDouble(HttpDouble):
         self.repositories = dict(repositories or {})
         self.renamed: dict[str, str] = {}
         """New names by old ones."""
+        self.etag_told: str | None = None
+        """Instead of the contents' own."""
 
     async def answer(self, request: web.BaseRequest, fault: Fault | None) -> web.StreamResponse:
         return self._redirect(request) or await self._answer(request, fault)
@@ -122,7 +124,8 @@ class HubDouble(HttpDouble):
             return web.Response(status=307, headers={**headers, "X-Linked-Etag": f'"{git_blob_id(content)}"'})
         digest = self.add_blob(content)
         told = repository.digests_told.get(path, digest)
-        return self.to_cdn(digest, {**headers, "X-Linked-Etag": f'"{told}"'})
+        etag = f'"{told}"' if self.etag_told is None else self.etag_told
+        return self.to_cdn(digest, {**headers, "X-Linked-Etag": etag})
 
     async def _small(
         self, request: web.BaseRequest, repository: Repository, path: str, fault: Fault | None

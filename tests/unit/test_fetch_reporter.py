@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Generator
+from contextlib import suppress
 
 import msgspec
 import pytest
@@ -29,10 +30,8 @@ class Pipe:
 
     @property
     def said(self) -> list[object]:
-        try:
+        with suppress(BlockingIOError):
             self._data += os.read(self.reading, 1 << 20)
-        except BlockingIOError:
-            pass
         return [REPORT.decode(line) for line in self._data.splitlines()]
 
 
@@ -44,9 +43,7 @@ def pipe() -> Generator[Pipe]:
     os.close(pipe.writing)
 
 
-async def test_progress_that_came_too_soon_is_told_a_little_later(
-    pipe: Pipe, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_progress_that_came_too_soon_is_told_a_little_later(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
     """1. Two words at once, then none: the download stalls. Result: the second one is what stands there."""
     pipe.reporter.progress(FetchProgress("downloading", 0, 100))
     pipe.reporter.progress(FetchProgress("downloading", 40, 100))

@@ -180,6 +180,7 @@ async def test_fetch_process_that_crashes_is_tried_less_often(harness: JobsHarne
         (await fetching(harness)).fail(FetchCrashed("was killed by SIGSEGV"))
     last = await ended(harness, job)
     assert (last.error_code, last.attempts) == ("fetch_crashed", limits.job_crashes_max)
+    assert "llmctl logs" in (last.hint or "")
     assert harness.library.staged == set()  # what makes it crash may lie there
 
 
@@ -189,6 +190,7 @@ async def test_a_bug_ends_the_job_and_nothing_else(harness: JobsHarness) -> None
     (await fetching(harness)).fail(ZeroDivisionError())
     last = await ended(harness, job)
     assert (last.state, last.error_code) == ("failed", "internal_error")
+    assert "llmctl logs" in (last.hint or "")
     assert (await harness.jobs.submit(install())).state == "running"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from io import StringIO
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +14,7 @@ from llmctl.errors import CtlError
 from llmctl.progress import Rate, progress_text
 from llmctl.sse import EventParser, ServerSentEvent
 from llmctl.table import Cell, Column, display_width, fold, table
-from llmctl.terminal import Style, printable
+from llmctl.terminal import Style, Terminal, printable
 from llmvisor.control.api import Job, JobParams
 
 
@@ -105,9 +107,40 @@ def test_fold_loses_nothing_but_spaces(text: str, width: int) -> None:
     assert "".join("".join(pieces).split()) == "".join(text.split())
 
 
+@pytest.mark.parametrize("width", [-3, 0])
+def test_fold_ends_where_there_is_no_room_at_all(width: int) -> None:
+    """What stands behind a margin on a terminal of one column: a character a line."""
+    assert (fold("", width), fold("ab", width)) == ([""], ["a", "b"])
+
+
+def test_text_in_a_row_is_a_cell_without_a_style() -> None:
+    """Only a painted cell needs more than its text."""
+    columns = (Column("A"), Column("B", right=True))
+    cells = [[Cell("x"), Cell("é")], [Cell("long"), Cell("12")]]
+    assert table(columns, [["x", "é"], ["long", Cell("12")]], width=None, paint=plain) == table(
+        columns, cells, width=None, paint=plain
+    )
+    assert table(columns, [], width=20, paint=plain) == ["A  B"]
+
+
 def test_printable_keeps_text_and_line_breaks() -> None:
-    """Escape sequences lose what makes them work."""
-    assert printable("a\x1b[2J\x07\x9bb\n\tü漢\r") == "a[2Jb\n\tü漢"
+    """Escape sequences lose what makes them work, and text stays in the order in which it is written."""
+    assert printable("a\x1b[2J\x07\x9bb\n\tü漢\r\u202egpj\u2066") == "a[2Jb\n\tü漢gpj"
+
+
+def test_painted_text_keeps_the_paint_alone() -> None:
+    """Of escape sequences only colours reach a terminal, and none a pipe."""
+    hostile = "\x1b[31mred\x1b[0m \x1b[2J\x1b\x1b]0;title\x07 \x1b[3\x001m"
+
+    class Screen(StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen, pipe = Screen(), StringIO()
+    Terminal(screen, screen, {}).line(hostile)
+    Terminal(pipe, pipe, {}).line(hostile)
+    assert screen.getvalue() == "\x1b[31mred\x1b[0m [2J]0;title [31m\n"
+    assert pipe.getvalue() == "[31mred[0m [2J]0;title [31m\n"
 
 
 def test_rate_is_that_of_the_stage() -> None:

@@ -141,10 +141,14 @@ def test_what_goes_with_a_model_is_none() -> None:
     assert problem(*others).kind == "not_found"
 
 
-@pytest.mark.parametrize("companion", ["m-draft-Q4_K_M", "mtp-m-Q4_K_M", "m-EAGLE3-Q4_K_M", "m.lora-Q4_K_M", "adapter-f16"])
+@pytest.mark.parametrize(
+    "companion", ["m-draft-Q4_K_M", "mtp-m-Q4_K_M", "m-EAGLE3-Q4_K_M", "m.lora-Q4_K_M", "adapter-f16"]
+)
 def test_default_is_nothing_that_only_runs_beside_a_model(companion: str) -> None:
     """Even where its quantisation would be the better one; by its name it is had, and alone it is what there is."""
     assert choose(["m-Q8_0.gguf", f"{companion}.gguf"]).files == ("m-Q8_0.gguf",)
+    models = ["m-Q4_K_M.gguf", "m-F16.gguf", f"{companion}.gguf"]
+    assert choose(models, quantization="Q4_K_M").files == ("m-Q4_K_M.gguf",)
     assert choose(["m-Q8_0.gguf", f"{companion}.gguf"], file=f"{companion}.gguf").files == (f"{companion}.gguf",)
     assert choose([f"{companion}.gguf"]).files == (f"{companion}.gguf",)
 

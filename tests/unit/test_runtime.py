@@ -178,6 +178,27 @@ async def test_new_configuration_waits_for_what_runs() -> None:
     assert world.runtime.config.queue_limit == 7
 
 
+async def test_new_configuration_serves_what_the_old_one_had_no_room_for() -> None:
+    """The old file is being looked at when the new one comes: that it does not fit says nothing of the other."""
+    world = FakeWorld()
+    looked_at = asyncio.Event()
+
+    async def admit(_: str) -> None:
+        if world.runtime.config.path != "/new":
+            await looked_at.wait()
+            raise InsufficientMemory("no room")
+
+    world.admit = admit
+    waiting = world.runtime.generate(generation())
+    await asyncio.sleep(0)
+    reloaded(world)
+    looked_at.set()
+    worker = await world.worker()
+    worker.load()
+    worker.report(step(1, "a", done=True))
+    assert [delta.text async for batch in waiting for delta in batch] == ["a"]
+
+
 async def test_new_configuration_is_not_given_up_for_crashes_of_the_old_one() -> None:
     """What waits is served by the next worker, although the old one spends the last restart by crashing."""
     world = FakeWorld(restart=Restart(max=1), preload=True)

@@ -567,6 +567,20 @@ async def test_write_that_fits_does_not_make_the_disk_less_full(path: Path) -> N
         await eventually(lambda: store.degraded is None)
 
 
+async def test_file_that_could_only_be_read_is_opened_again(path: Path) -> None:
+    """SQLite goes on reading alone where a file could not be written when it was opened, whatever happens to it later.
+
+    `query_only` stands in for that: it holds for as long as the file stays open.
+    """
+    async with opened(path) as store:
+        await store.read(lambda database: database.conn.execute("PRAGMA query_only = ON").fetchall())
+        with pytest.raises(StoreUnavailable, match="cannot be written"):
+            await store.run(insert)
+        await eventually(lambda: store.degraded is None)
+        await store.run(insert)
+        assert await store.read(count) == 1
+
+
 async def test_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     """A storage folder that is a file leaves the daemon without a store, until there is a folder."""
     folder = tmp_path / "data"

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import msgspec
-
 from llmctl import render
 from llmctl.client import decode
 from llmctl.errors import DONE
 from llmctl.session import Session
 from llmctl.status_view import pair_lines
-from llmvisor.control.api import CacheStats
-
-
-class _Cleared(msgspec.Struct):
-    """As `POST /internal/cache/clear` answers."""
-
-    cleared: int
+from llmvisor.control.api import CacheCleared, CacheStats
 
 
 def cache(session: Session) -> int:
@@ -43,7 +35,7 @@ def cache(session: Session) -> int:
 
 def _clear(session: Session) -> int:
     body = session.client.post("/internal/cache/clear")
-    cleared = decode(body, _Cleared).cleared
+    cleared = decode(body, CacheCleared).cleared
     if session.json:
         session.out.json(body)
     else:

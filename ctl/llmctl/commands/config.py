@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import cast
 
 import msgspec
@@ -13,19 +14,12 @@ from llmctl.errors import DONE
 from llmctl.session import Session
 from llmctl.table import Cell, Column, table
 from llmctl.terminal import Style, printable
-from llmvisor.control.api import ConfigValue
+from llmvisor.control.api import ConfigCheckAnswer, ConfigValue
 
 _COLUMNS = (Column("KEY"), Column("VALUE", fold=True), Column("SET BY"), Column("WHERE", fold=True))
 
 _YAML_WORDS = ("true", "false", "null", "yes", "no", "on", "off", "y", "n")
 """Words that YAML takes for something else than text."""
-
-
-class _Problems(msgspec.Struct):
-    """As `POST /config/check` answers."""
-
-    valid: bool
-    problems: list[str]
 
 
 class _Path(msgspec.Struct):
@@ -43,11 +37,17 @@ def config(session: Session) -> int:
         return config_set(session)
     file = cast("str | None", getattr(session.args, "file", None))
     # The daemon's own program does it, in a process of its own: llmctl imports nothing of its configuration.
-    command = [sys.executable, "-m", "llmvisor", "config", action, *([file] if file else [])]
+    words = [action, *([file] if file else [])]
     if session.json:
-        return _as_json(session, command, action)
+        return _as_json(session, words)
     session.out.stdout.flush()
-    return subprocess.run(command, check=False).returncode
+    return subprocess.run([sys.executable, "-m", "llmvisor", "config", *words], check=False).returncode
+
+
+def ask_program(words: Sequence[str]) -> subprocess.CompletedProcess[bytes]:
+    """What `llmvisor config …` says, in UTF-8 whatever the terminal's character set is."""
+    command = [sys.executable, "-X", "utf8", "-m", "llmvisor", "config", *words]
+    return subprocess.run(command, check=False, capture_output=True)
 
 
 def _show(session: Session) -> int:
@@ -75,12 +75,12 @@ def _layer_style(value: ConfigValue) -> Style:
     return "dim" if value.layer == "default" else ""
 
 
-def _as_json(session: Session, command: list[str], action: str) -> int:
-    ended = subprocess.run(command, check=False, capture_output=True, text=True)
-    said = (ended.stdout + ended.stderr).strip()
-    if action == "check":
+def _as_json(session: Session, words: list[str]) -> int:
+    ended = ask_program(words)
+    said = (ended.stdout + ended.stderr).decode(errors="replace").strip()
+    if words[0] == "check":
         problems = [line for line in said.splitlines() if line.strip()] if ended.returncode else []
-        session.out.json(msgspec.json.encode(_Problems(not problems, problems)))
+        session.out.json(msgspec.json.encode(ConfigCheckAnswer(not problems, problems)))
     elif ended.returncode == 0:
         session.out.json(msgspec.json.encode(_Path(said)))
     else:

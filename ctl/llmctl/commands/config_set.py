@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import re
 import stat
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +13,12 @@ from typing import cast
 import msgspec
 
 from llmctl.client import decode, decode_list
+from llmctl.commands.config import ask_program
 from llmctl.errors import DONE, CtlError, NotRunning, UsageError
 from llmctl.session import Session
 from llmctl.terminal import printable
 from llmctl.yaml_edit import Edit, EditError, set_value, split_key
-from llmvisor.control.api import ConfigValue, DaemonStatus
+from llmvisor.control.api import ConfigCheckAnswer, ConfigValue, DaemonStatus
 
 _OVERRIDING = ("dotenv", "environment", "flag")
 _SECRET = re.compile(
@@ -33,13 +32,6 @@ class _Check(msgspec.Struct):
 
     text: str
     name: str
-
-
-class _Checked(msgspec.Struct):
-    """What it answers."""
-
-    valid: bool
-    problems: list[str]
 
 
 class _Changed(msgspec.Struct):
@@ -63,7 +55,7 @@ def config_set(session: Session) -> int:
     value = _shown(key, cast("str", session.args.value))
     was = None if edit.before is None else _shown(key, edit.before)
     if session.json:
-        session.out.json(msgspec.json.encode(_Changed(str(file), key, value, was, over)))
+        session.out.json(msgspec.json.encode(_Changed(_text(file), key, value, was, over)))
         return DONE
     session.out.line(f"{key} is {value} in {file}" + ("" if was is None else f" (it was {was})"))
     if over is not None:
@@ -86,12 +78,10 @@ def _file(session: Session) -> Path:
         except NotRunning:
             named = None
     if named is None:
-        found = subprocess.run(
-            [sys.executable, "-m", "llmvisor", "config", "path"], check=False, capture_output=True, text=True
-        )
+        found = ask_program(["path"])
         if found.returncode:
             raise CtlError("there is no configuration file", hint="write a first one with: llmctl config init")
-        named = found.stdout.strip()
+        named = os.fsdecode(found.stdout.strip())
     return Path(os.path.realpath(os.path.expanduser(named)))
 
 
@@ -117,16 +107,21 @@ def _edited(session: Session, file: Path, text: str) -> Edit:
 def _problems(session: Session, file: Path, text: str) -> list[str]:
     """What the daemon finds wrong with it; without a daemon, what its program does."""
     try:
-        return decode(session.client.post("/config/check", _Check(text, str(file))), _Checked).problems
+        return decode(session.client.post("/config/check", _Check(text, _text(file))), ConfigCheckAnswer).problems
     except NotRunning:
         return _beside(file, text, lambda path: _checked_by_program(path, file.name))
 
 
 def _checked_by_program(path: Path, name: str) -> list[str]:
-    command = [sys.executable, "-m", "llmvisor", "config", "check", str(path)]
-    ended = subprocess.run(command, check=False, capture_output=True, text=True)
-    lines = [line.replace(str(path), name).replace(path.name, name) for line in ended.stderr.splitlines()]
+    ended = ask_program(["check", str(path)])
+    said = ended.stderr.decode(errors="replace")
+    lines = [line.replace(_text(path), name).replace(_text(Path(path.name)), name) for line in said.splitlines()]
     return [line for line in lines if line.strip()] if ended.returncode else []
+
+
+def _text(path: Path) -> str:
+    """A path for people and programs to read; its name on the disk need not be UTF-8."""
+    return os.fsencode(path).decode(errors="replace")
 
 
 def _read(file: Path) -> str:

@@ -153,6 +153,13 @@ class CacheStats(msgspec.Struct, frozen=True):
     persisted_entries: int
 
 
+class CacheCleared(msgspec.Struct, frozen=True):
+    """`POST /internal/cache/clear`."""
+
+    cleared: int
+    """Answers that were kept."""
+
+
 class DaemonStatus(msgspec.Struct, frozen=True):
     """`GET /llm/status`: all that `llmctl status` shows, in one answer."""
 
@@ -270,11 +277,12 @@ class InstalledModel(msgspec.Struct, frozen=True):
     capabilities: list[str] = []
 
 
-class RegistryModel(msgspec.Struct, frozen=True):
-    """A hit of `GET /llm/registry/models`."""
+class FoundModel(msgspec.Struct, frozen=True):
+    """One hit of a search; a row of `llm_registry_models`."""
 
-    registry: str
+    registry: Literal["huggingface", "ollama"]
     id: str
+    """`org/repo`, `name`."""
     source: str
     """What `llmctl install` takes."""
     description: str | None = None
@@ -287,10 +295,16 @@ class RegistryModel(msgspec.Struct, frozen=True):
     tags: list[str] = []
     url: str | None = None
     size: int | None = None
+    """Bytes of what would be installed by default, where the registry says it."""
     parameters: int | None = None
     is_gguf: bool = False
     is_mlx: bool = False
     gated: bool = False
+
+
+class RegistryModel(FoundModel, frozen=True):
+    """A hit of `GET /llm/registry/models`."""
+
     fits: bool | None = None
     """Whether it fits in this machine's memory budget; None where its size is not known."""
     fetched_at: str = ""
@@ -356,6 +370,13 @@ class ConfigValue(msgspec.Struct, frozen=True):
     """default | file | dotenv | environment | flag"""
     origin: str
     """`config.yaml:14`, `PORT`, `--port`, or `default`."""
+
+
+class ConfigCheckAnswer(msgspec.Struct, frozen=True):
+    """`POST /config/check`."""
+
+    valid: bool
+    problems: list[str]
 
 
 class HealthAnswer(msgspec.Struct, omit_defaults=True):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import sys
 import threading
@@ -26,6 +27,7 @@ ENDED = 143
 def main() -> int:
     """0: there is a last line, of success or failure."""
     output = _keep_stdout()
+    _bound_memory()
     reporter = Reporter(output, SystemClock().monotonic)
     try:
         try:
@@ -47,6 +49,14 @@ def _keep_stdout() -> int:
     output = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     return output
+
+
+def _bound_memory() -> None:
+    """What a server sends to a library that sets no bound becomes a MemoryError, here and in what is started."""
+    with suppress(OSError, ValueError):
+        _, most = resource.getrlimit(resource.RLIMIT_DATA)
+        bound = limits.fetch_memory_bytes_max
+        resource.setrlimit(resource.RLIMIT_DATA, (bound if most == resource.RLIM_INFINITY else min(bound, most), most))
 
 
 def _watch_for_the_end() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import aiohttp
 
 
-def reason(error: Exception) -> str:
+def reason(error: Exception) -> str:  # noqa: PLR0911 - one for each
     """In a few words. The libraries' own may have whole addresses and headers in them."""
     match error:
         case TimeoutError():

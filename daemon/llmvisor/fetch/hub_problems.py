@@ -14,7 +14,9 @@ _RETRIED: Final = frozenset({408, 425, 429})
 _RETRY_SECONDS_MAX = 3600.0
 
 
-def hub_problem(error: Exception, repository: str, endpoint: str) -> FetchProblem:  # noqa: PLR0911 - one for each
+def hub_problem(  # noqa: C901, PLR0911 - one for each
+    error: Exception, repository: str, endpoint: str
+) -> FetchProblem:
     """The problem behind whatever huggingface_hub has raised."""
     endpoint = without_login(endpoint)
     page = f"{endpoint}/{repository}"
@@ -35,6 +37,9 @@ def hub_problem(error: Exception, repository: str, endpoint: str) -> FetchProble
             return _status(error, repository)
         case errors.HFValidationError():
             return FetchProblem("invalid", f"{repository} names no repository", hint="write hf:ORG/REPO")
+        case MemoryError():
+            error.__traceback__ = error.__context__ = None  # they hold what was too much
+            return FetchProblem("invalid", f"{endpoint} answers without an end", hint="check that HF_ENDPOINT is a hub")
         case OSError() | errors.HTTPError():  # pyright: ignore[reportPrivateImportUsage] - of its HTTP library
             message = f"{endpoint} cannot be reached: {_short(error)}"
             return FetchProblem("network", message, hint="check the connection and HF_ENDPOINT")

@@ -128,8 +128,10 @@ class _Hub:
         told = huggingface_hub.get_hf_file_metadata(  # pyright: ignore[reportUnknownMemberType] - a bare `dict` in it
             self._url(commit, file.path), timeout=limits.registry_seconds_max, endpoint=self._endpoint
         )
+        # A mirror may name contents in its own way; their checksum is taken in any case.
+        checksum = told.etag if told.etag is not None and is_sha256(told.etag) else None
         if (told.size is not None and file.size not in {None, told.size}) or (
-            told.etag is not None and file.sha256 not in {None, told.etag}
+            checksum is not None and file.sha256 not in {None, checksum}
         ):
             raise FetchProblem(
                 "invalid",

@@ -29,8 +29,8 @@ fetch_save_seconds = 0.1
 fetch_sync_seconds = 5.0
 """Between two syncs of what is written: a power cut takes no more than this."""
 fetch_state_bytes_max = 1024 * 1024
-fetch_progress_seconds = 0.1
-"""Between two lines of progress."""
+fetch_progress_seconds = 0.125
+"""Between two lines of progress: a little more than the daemon's own bound, so that it drops none of them."""
 fetch_heartbeat_seconds = 1.0
 """Between two words while another program fetches."""
 fetch_request_bytes_max = 1024 * 1024
@@ -57,6 +57,8 @@ model_file_bytes_max = 16 * 1024**4
 git_blob_bytes_max = 32 * 1024 * 1024
 """Files outside LFS are checked by git's checksum up to this."""
 ollama_text_bytes_max = 1024 * 1024
+"""A template, a system message, parameters or a licence in Ollama's registry."""
 ollama_stops_max = 16
 ollama_stop_chars_max = 256
-"""A template, a system message, parameters or a licence in Ollama's registry."""
+fetch_memory_bytes_max = 2 * 1024**3
+"""Of the process's own: a listing that a library reads whole must not take the machine's."""

@@ -59,7 +59,7 @@ class Reporter:
             self._write_due()
 
     async def keep_up(self) -> None:
-        """Write what was kept once its time has come: a fetch that stalls shows how far it is. Until it is cancelled."""
+        """Write what was kept once its time has come: a fetch that stalls shows how far it is. Never ends."""
         while True:
             await asyncio.sleep(limits.fetch_progress_seconds)
             with self._lock:

@@ -11,6 +11,8 @@ from typing import Literal
 
 import msgspec
 
+from llmvisor.control.api import FoundModel
+
 Source = str
 """`starter`, `hf:org/repo[:file]`, `ollama:name[:tag]`, or `file:/absolute/path` of a file or folder."""
 FailureKind = Literal["not_found", "forbidden", "network", "no_space", "wrong_checksum", "refused", "invalid", "disk"]
@@ -99,31 +101,6 @@ class Fetched(msgspec.Struct, tag="fetched", frozen=True):
 
 class Unchanged(msgspec.Struct, tag="unchanged", frozen=True):
     revision: str
-
-
-class FoundModel(msgspec.Struct, frozen=True):
-    """One hit of a search; a row of `llm_registry_models`."""
-
-    registry: Literal["huggingface", "ollama"]
-    id: str
-    """`org/repo`, `name`."""
-    source: Source
-    """What `llmctl install` takes."""
-    description: str | None = None
-    publisher: str | None = None
-    likes: int | None = None
-    trending_score: float | None = None
-    downloads: int | None = None
-    created_at_ms: int | None = None
-    modified_at: str | None = None
-    tags: list[str] = []
-    url: str | None = None
-    size: int | None = None
-    """Bytes of what would be installed by default, where the registry says it."""
-    parameters: int | None = None
-    is_gguf: bool = False
-    is_mlx: bool = False
-    gated: bool = False
 
 
 class Found(msgspec.Struct, tag="found"):

@@ -154,6 +154,7 @@ def _matches(file: str) -> tuple[Callable[[str], bool], ...]:
 
 
 def _by_quantization(variants: Sequence[_Variant], asked: str | None) -> _Variant:
+    variants = [one for one in variants if not _COMPANION.search(one.stem.rpartition("/")[2])] or variants
     if asked is None:
         return _default(variants)
     wanted = _normal(asked)
@@ -173,8 +174,7 @@ def _default(variants: Sequence[_Variant]) -> _Variant:
     def rank(variant: _Variant) -> tuple[int, bool]:
         return ranks.get(_plain(variant), len(ranks)), variant.quantization != _plain(variant)
 
-    models = [one for one in variants if not _COMPANION.search(one.stem.rpartition("/")[2])] or variants
-    whole = [one for one in models if one.complete] or models
+    whole = [one for one in variants if one.complete] or variants
     best = min(map(rank, whole))
     return _only([one for one in whole if rank(one) == best])
 

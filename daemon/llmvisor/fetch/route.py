@@ -12,6 +12,13 @@ from llmvisor.fetch.failures import FetchProblem
 _SECRETS = frozenset({"authorization", "cookie"})
 
 
+def check_stayed_secure(response: aiohttp.ClientResponse) -> None:
+    """Raises `FetchProblem` (refused) where an answer came by http in the end, and https was asked."""
+    if response.url.scheme != "https" and any(earlier.url.scheme == "https" for earlier in response.history):
+        message = f"{response.history[0].url.host} redirects from https to http"
+        raise FetchProblem("refused", message, hint="tell those who run the source")
+
+
 class Route:
     """Remembers a redirect: a hub is asked once for a file, and its network of hosts for the thousand pieces of it."""
 
@@ -33,12 +40,8 @@ class Route:
 
     def arrived(self, response: aiohttp.ClientResponse) -> None:
         """Look at the way that an answer took. Raises `FetchProblem` where it left https."""
-        if not response.history:
-            return
-        if response.url.scheme != "https" and any(earlier.url.scheme == "https" for earlier in response.history):
-            message = f"{response.history[0].url.host} redirects from https to http"
-            raise FetchProblem("refused", message, hint="tell those who run the source")
-        if response.status in {200, 206}:
+        check_stayed_secure(response)
+        if response.history and response.status in {200, 206}:
             self._target = response.url
 
     def lost(self, address: URL) -> bool:

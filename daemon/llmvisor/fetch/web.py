@@ -12,6 +12,7 @@ from llmvisor.fetch import limits
 from llmvisor.fetch.answers import Interrupted, refusal
 from llmvisor.fetch.connection_errors import reason
 from llmvisor.fetch.failures import FetchProblem
+from llmvisor.fetch.route import check_stayed_secure
 
 
 async def get_bytes(
@@ -28,6 +29,7 @@ async def get_bytes(
             asyncio.timeout(limits.registry_seconds_max),
             session.get(url, headers=headers, params=params, max_redirects=limits.fetch_redirects_max) as response,
         ):
+            check_stayed_secure(response)
             if response.status != 200:
                 problem = refusal(response.status, response.headers, what, SystemClock().now())
                 raise problem if isinstance(problem, FetchProblem) else _passing(what, problem)

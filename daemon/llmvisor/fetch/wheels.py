@@ -105,7 +105,11 @@ async def _run_pip(arguments: Sequence[str], member: PackageMember) -> bytes:
 async def _run(argv: Sequence[str], member: PackageMember) -> bytes:
     """Its stdout; its stderr is ours, for a person to read."""
     process = await asyncio.create_subprocess_exec(
-        *argv, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, limit=limits.fetch_report_bytes_max
+        *argv,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        limit=limits.fetch_report_bytes_max,
+        env={**os.environ, "PIP_VERBOSE": "0"},  # its words would stand before its report
     )
     try:
         output, _ = await process.communicate()

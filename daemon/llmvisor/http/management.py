@@ -6,14 +6,24 @@ Names of models are resolved here, so that `llmctl load light` means the same as
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, get_args
+from typing import Annotated, TypeVar, get_args
 
 import msgspec
 from aiohttp import web
 from msgspec import Meta
 
 from llmvisor import limits
-from llmvisor.control.api import Job, JobParams, JobRequest, JobState, ListAnswer, ModelState, ModelStatus
+from llmvisor.control.api import (
+    CacheCleared,
+    ConfigCheckAnswer,
+    Job,
+    JobParams,
+    JobRequest,
+    JobState,
+    ListAnswer,
+    ModelState,
+    ModelStatus,
+)
 from llmvisor.errors import InvalidRequest, ModelNotFound
 from llmvisor.http.answers import ENCODER, json_answer
 from llmvisor.http.body import read_struct
@@ -21,6 +31,7 @@ from llmvisor.http.decode import BodyDecoder, shown
 from llmvisor.http.front import FRONT, Front
 from llmvisor.jobs.params import check_request
 
+Item = TypeVar("Item", ModelStatus, Job)
 _JOB = BodyDecoder(JobRequest)
 
 
@@ -28,16 +39,6 @@ class ConfigCheck(msgspec.Struct, forbid_unknown_fields=True):
     text: Annotated[str, Meta(max_length=limits.config_file_bytes_max)]
     name: str = "config.yaml"
     """What the messages call it."""
-
-
-class ConfigCheckAnswer(msgspec.Struct):
-    valid: bool
-    problems: list[str]
-
-
-class CacheCleared(msgspec.Struct):
-    cleared: int
-    """Answers that were kept."""
 
 
 class ShutdownAnswer(msgspec.Struct):
@@ -87,7 +88,7 @@ async def models(request: web.Request) -> web.Response:
     await request.app[FRONT].installed.wait_open()
     state = _one_of(query.get("state"), get_args(ModelState), "state")
     wanted = {"type": query.get("type"), "state": state, "service": query.get("service"), "tier": query.get("tier")}
-    found = request.app[FRONT].service.models()
+    found = _after(request.app[FRONT].service.models(), query.get("cursor"))
     for name, value in wanted.items():
         if value is not None:
             found = [model for model in found if getattr(model, name) == value]
@@ -123,7 +124,7 @@ async def jobs(request: web.Request) -> web.Response:
     name = None if named is None else await _job_model(front, named)
     found = [
         job
-        for job in front.control.jobs()
+        for job in _after(front.control.jobs(), query.get("cursor"))
         if state in {None, job.state} and query.get("type") in {None, job.type} and name in {None, job.params.model}
     ]
     return _page(found, query)
@@ -190,10 +191,8 @@ def _listed(items: Iterable[object], *, next_cursor: str | None = None) -> web.R
     return json_answer(ListAnswer(data, next_cursor=next_cursor))
 
 
-def _page(found: Sequence[ModelStatus | Job], query: Mapping[str, str]) -> web.Response:
-    """The `limit` objects that come after the one of `cursor`."""
-    if (cursor := query.get("cursor")) is not None:
-        found = _after(found, cursor)
+def _page(found: Sequence[Item], query: Mapping[str, str]) -> web.Response:
+    """The first `limit` objects, and where to go on."""
     page = found[: _count(query.get("limit"), "limit", limits.list_items_max)]
     return _listed(page, next_cursor=page[-1].id if page and len(page) < len(found) else None)
 
@@ -202,7 +201,10 @@ def _contains(model: ModelStatus, text: str) -> bool:
     return any(text in name.lower() for name in (model.id, *model.aliases))
 
 
-def _after(found: Sequence[ModelStatus | Job], cursor: str) -> Sequence[ModelStatus | Job]:
+def _after(found: Sequence[Item], cursor: str | None) -> Sequence[Item]:
+    """What comes after the object of `cursor`: of all, since the filters may not give that one any more."""
+    if cursor is None:
+        return found
     for place, item in enumerate(found):
         if item.id == cursor:
             return found[place + 1 :]

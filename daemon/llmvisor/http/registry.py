@@ -14,6 +14,7 @@ from llmvisor.http.front import FRONT
 from llmvisor.models.registry import REGISTRIES, RegistryName
 
 _LIMIT_DEFAULT = 20
+_LIMIT_DIGITS_MAX = 9
 
 
 async def registry_models(request: web.Request) -> web.Response:
@@ -42,6 +43,6 @@ def _limit(value: str | None) -> int:
     if value is None:
         return _LIMIT_DEFAULT
     most = limits.search_results_max
-    if not value.isascii() or not value.isdigit() or not 1 <= int(value[:9]) <= most:
+    if not value.isascii() or not value.isdigit() or len(value) > _LIMIT_DIGITS_MAX or not 1 <= int(value) <= most:
         raise InvalidRequest(f"limit: expected 1 to {most}, found {shown(value)}", param="limit")
     return int(value)

@@ -160,9 +160,16 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         status = response.status
         return response
     finally:
-        _log_access(request, status, front.clock.monotonic() - begun)
-        if (ended := ended_request(request, meter, status, begun=begun)) is not None:
-            front.record(ended)
+        ended = front.clock.monotonic()
+        # The answer goes out first: it waits for nothing that is written down of it.
+        asyncio.get_running_loop().call_soon(_write_down, request, meter, status, begun, ended)
+
+
+def _write_down(request: web.Request, meter: Meter, status: int, begun: float, ended: float) -> None:
+    """The line of log, and what is counted."""
+    _log_access(request, status, ended - begun)
+    if (counted := ended_request(request, meter, status, begun=begun, ended=ended)) is not None:
+        request.app[FRONT].record(counted)
 
 
 async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:

@@ -32,10 +32,12 @@ _CLIENT_GONE = 499
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 
 
-def ended_request(request: web.Request, meter: Meter, status: int, *, begun: float) -> EndedRequest | None:
+def ended_request(
+    request: web.Request, meter: Meter, status: int, *, begun: float, ended: float
+) -> EndedRequest | None:
     """What a request that has ended took; None for one that asked no model for anything.
 
-    `status` is its answer's, 499 where the client had gone; `begun` in monotonic seconds.
+    `status` is its answer's, 499 where the client had gone; `begun` and `ended` in monotonic seconds.
     """
     task, model = _TASKS.get(request.path), request.get(MODEL)
     if task is None or model is None:
@@ -53,7 +55,7 @@ def ended_request(request: web.Request, meter: Meter, status: int, *, begun: flo
         cached_tokens=meter.cached_tokens,
         completion_tokens=meter.completion_tokens,
         first_token_ms=None if first is None else (first - begun) * 1000,
-        total_ms=(front.clock.monotonic() - begun) * 1000,
+        total_ms=(ended - begun) * 1000,
         status=_outcome(request, status),
     )
 

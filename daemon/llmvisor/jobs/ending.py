@@ -39,10 +39,11 @@ def reason_of(error: BaseException) -> Reason:
             return Reason(error.message, error.kind, error.hint, passes, error.retry_after_seconds)
         case FetchCrashed():
             retries_max = limits.job_crashes_max - 1
-            return Reason(error.message, error.code, error.hint, passes=True, retries_max=retries_max)
+            hint = error.hint or "`llmctl logs` has what it said last"
+            return Reason(error.message, error.code, hint, passes=True, retries_max=retries_max)
         case LlmvisorError():
             return Reason(error.message, error.code, error.hint, passes=isinstance(error, StoreUnavailable))
         case OSError():
             return reason_of(disk_problem(error, "a model's files"))
         case _:
-            return Reason("internal error; the log has it", InternalError.code, bug=True)
+            return Reason("internal error", InternalError.code, "`llmctl logs --level error` has it", bug=True)

@@ -57,7 +57,7 @@ class FetchChild:
             await self._arrived.wait()
 
     def stop(self, rung: Rung) -> None:
-        """End it, from this rung of the kill ladder on (see `Reaper`), which never goes down, and hear no more of it."""
+        """End it, from this rung of the kill ladder on (see `Reaper`), and hear no more of it. It never goes down."""
         self._close_stdout()
         self._reaper.stop(rung)
 

@@ -185,8 +185,8 @@ class Library:
             before = self._index.get(name)
             if not replace:
                 self.check_free(name)
-            elif before is None:
-                raise NotFound(f"the model '{name}' is not installed")
+            else:
+                self._known(name)
             return await self._publish(fetched, staging, name, tier, before)
 
     async def _publish(
@@ -232,7 +232,8 @@ class Library:
             folder = str(self._shelf.folder / self._known(name).model.name)
             user = self._runtimes.in_use(name, folder)
             if user is not None and not force:
-                raise Conflict(f"the model '{name}' is in use: {user}", hint="unload it first, or say --force")
+                way = "take it out of the configuration" if self._runtimes.configured_in(folder) else "unload it first"
+                raise Conflict(f"the model '{name}' is in use: {user}", hint=f"{way}, or say --force")
             away = await asyncio.to_thread(self._shelf.remove_model, name)
             self._index.remove(name)
             await self._runtimes.remove(name)

@@ -13,10 +13,10 @@ import msgspec
 from llmvisor import limits
 from llmvisor.clock import Clock
 from llmvisor.config.tree import Registries
-from llmvisor.control.api import RegistryModel
+from llmvisor.control.api import FoundModel, RegistryModel
 from llmvisor.errors import LlmvisorError, QueueFull, StoreUnavailable
 from llmvisor.fetch.failures import FetchProblem
-from llmvisor.fetch.protocol import Found, FoundModel, SearchRequest
+from llmvisor.fetch.protocol import Found, SearchRequest
 from llmvisor.log import get_logger
 from llmvisor.store.registry import FoundRow
 

@@ -10,8 +10,8 @@ import msgspec
 from llmvisor.cache.flight import Flights, FollowingStream, ReplayedStream, StreamFlight
 from llmvisor.cache.key import embedding_key, generation_key, scoring_key
 from llmvisor.cache.store import ResponseCache
-from llmvisor.control.api import ModelStatus
 from llmvisor.errors import ModelNotFound
+from llmvisor.services.before import Before
 from llmvisor.services.service import (
     CacheUse,
     Embedded,
@@ -23,7 +23,7 @@ from llmvisor.services.service import (
     Service,
     Stream,
 )
-from llmvisor_runtimes.protocol import ChatPrompt, Delta, Done, Prompt, Tokens
+from llmvisor_runtimes.protocol import Delta, Done
 
 T = TypeVar("T", Embedded, Scored)
 
@@ -39,27 +39,17 @@ _ENCODER = msgspec.msgpack.Encoder()
 _ANSWERS = msgspec.msgpack.Decoder(_Answer)
 
 
-class CachedService:
+class CachedService(Before):
     """A service whose answers are kept: see `services.service.Service`."""
 
     def __init__(self, service: Service, cache: ResponseCache, *, touch: Callable[[], None]) -> None:
         """`touch` is called for each request, which may reach no model."""
         self._touch = touch
-        self.name = service.name
-        self._service = service
+        super().__init__(service)
         self._cache = cache
         self._generations: dict[str, StreamFlight] = {}
         self._embeddings: Flights[Embedded] = Flights()
         self._scorings: Flights[Scored] = Flights()
-
-    def models(self) -> list[ModelStatus]:
-        return self._service.models()
-
-    def model(self, name: str) -> ModelStatus:
-        return self._service.model(name)
-
-    def identity(self, model: str) -> ModelIdentity:
-        return self._service.identity(model)
 
     def generate(self, model: str, generation: Generation) -> Stream:
         self._touch()
@@ -103,15 +93,6 @@ class CachedService:
         joined = key in self._scorings
         answer = await self._scorings.join(key, lambda: self._service.score(model, request))
         return self._kept(key, answer, joined=joined, keep=self._is_still(model, identity))
-
-    async def tokenize(self, model: str, prompt: Prompt, *, add_special: bool, parse_special: bool) -> Tokens:
-        return await self._service.tokenize(model, prompt, add_special=add_special, parse_special=parse_special)
-
-    async def detokenize(self, model: str, tokens: list[int]) -> str:
-        return await self._service.detokenize(model, tokens)
-
-    async def apply_template(self, model: str, prompt: ChatPrompt) -> str:
-        return await self._service.apply_template(model, prompt)
 
     def _landed(self, model: str, identity: ModelIdentity, key: str, flight: StreamFlight) -> None:
         """A generation has ended: it is kept if it ended well."""

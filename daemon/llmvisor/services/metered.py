@@ -7,19 +7,18 @@ from contextvars import ContextVar
 from typing import Self
 
 from llmvisor.clock import Clock
-from llmvisor.control.api import ModelStatus
+from llmvisor.services.before import Before
 from llmvisor.services.service import (
     CacheState,
     Embedded,
     EmbeddingRequest,
     Generation,
-    ModelIdentity,
     Scored,
     ScoringRequest,
     Service,
     Stream,
 )
-from llmvisor_runtimes.protocol import ChatPrompt, Delta, Done, Prompt, Tokens
+from llmvisor_runtimes.protocol import Delta, Done
 
 
 class Meter:
@@ -39,22 +38,12 @@ METER: ContextVar[Meter | None] = ContextVar("meter", default=None)
 """Of the request that is served: each runs in a task of its own, and hands it on to the tasks that it starts."""
 
 
-class MeteredService:
+class MeteredService(Before):
     """A service whose requests are counted: see `services.service.Service`."""
 
     def __init__(self, service: Service, *, clock: Clock) -> None:
-        self.name = service.name
-        self._service = service
+        super().__init__(service)
         self._clock = clock
-
-    def models(self) -> list[ModelStatus]:
-        return self._service.models()
-
-    def model(self, name: str) -> ModelStatus:
-        return self._service.model(name)
-
-    def identity(self, model: str) -> ModelIdentity:
-        return self._service.identity(model)
 
     def generate(self, model: str, generation: Generation) -> Stream:
         stream = self._service.generate(model, generation)
@@ -72,15 +61,6 @@ class MeteredService:
         if (meter := METER.get()) is not None:
             meter.prompt_tokens += answer.tokens
         return answer
-
-    async def tokenize(self, model: str, prompt: Prompt, *, add_special: bool, parse_special: bool) -> Tokens:
-        return await self._service.tokenize(model, prompt, add_special=add_special, parse_special=parse_special)
-
-    async def detokenize(self, model: str, tokens: list[int]) -> str:
-        return await self._service.detokenize(model, tokens)
-
-    async def apply_template(self, model: str, prompt: ChatPrompt) -> str:
-        return await self._service.apply_template(model, prompt)
 
 
 class MeteredStream:

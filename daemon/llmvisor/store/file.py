@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+_STALE = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR}
+"""What an open file may go on with although its disk is well again: then it has to be opened anew."""
 _LOCKED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _log = get_logger(__name__)
 
@@ -74,6 +76,8 @@ class StoreFile:
                 self.close()  # opened again it is checked as a whole, and set aside if need be
                 raise StoreUnavailable(f"the store {self._path} is damaged: {error}", hint="it is looked at") from error
             if isinstance(error, sqlite3.DatabaseError) and (unavailable := self._unavailable(error)) is not None:
+                if primary_code(error) in _STALE:
+                    self.close()
                 raise unavailable from error
             raise
         if write and self._locked:

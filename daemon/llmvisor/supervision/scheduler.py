@@ -11,7 +11,6 @@ out the effects; nothing else reads its fields to decide anything.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
@@ -175,6 +174,8 @@ class Scheduler:
 
     def denied(self, reason: str, now: float) -> list[Effect]:
         """There is no room for the model; no worker was started."""
+        if self.state is State.STOPPING:
+            return self.exited(reason, now)  # who waits may be served by what comes next
         self._move(Event.DENIED)
         self.error = reason
         # Who asks again gets another try; without one it would be denied over and over.
@@ -393,7 +394,6 @@ class Scheduler:
         self._effects.append(Refuse(ticket.id, kind, reason, retry_after_seconds))
 
     def _refuse_waiting(self, kind: RefusalKind, reason: str, *, retry_after_seconds: float | None = None) -> None:
-        waiting: Iterable[Ticket] = self._waiting
-        self._waiting = deque()
+        waiting, self._waiting = self._waiting, deque()
         for ticket in waiting:
             self._refuse(ticket, kind, reason, retry_after_seconds=retry_after_seconds)
