@@ -29,6 +29,7 @@ from llmvisor.http.answers import ENCODER, json_answer
 from llmvisor.http.body import read_struct
 from llmvisor.http.decode import BodyDecoder, shown
 from llmvisor.http.front import FRONT, Front
+from llmvisor.http.query import count, one_of
 from llmvisor.jobs.params import check_request
 
 Item = TypeVar("Item", ModelStatus, Job)
@@ -86,7 +87,7 @@ async def models(request: web.Request) -> web.Response:
     """Filters `type`, `state`, `service`, `tier` and `q` (a part of id or alias); pages of `limit` after `cursor`."""
     query = request.query
     await request.app[FRONT].installed.wait_open()
-    state = _one_of(query.get("state"), get_args(ModelState), "state")
+    state = one_of(query.get("state"), get_args(ModelState), "state")
     wanted = {"type": query.get("type"), "state": state, "service": query.get("service"), "tier": query.get("tier")}
     found = _after(request.app[FRONT].service.models(), query.get("cursor"))
     for name, value in wanted.items():
@@ -119,7 +120,7 @@ async def jobs(request: web.Request) -> web.Response:
     """Newest first; filters `state`, `type` and `model`; pages of `limit` after `cursor`."""
     front, query = request.app[FRONT], request.query
     await front.control.jobs_known()
-    state = _one_of(query.get("state"), get_args(JobState), "state")
+    state = one_of(query.get("state"), get_args(JobState), "state")
     named = query.get("model")
     name = None if named is None else await _job_model(front, named)
     found = [
@@ -193,7 +194,7 @@ def _listed(items: Iterable[object], *, next_cursor: str | None = None) -> web.R
 
 def _page(found: Sequence[Item], query: Mapping[str, str]) -> web.Response:
     """The first `limit` objects, and where to go on."""
-    page = found[: _count(query.get("limit"), "limit", limits.list_items_max)]
+    page = found[: count(query.get("limit"), "limit", limits.list_items_max)]
     return _listed(page, next_cursor=page[-1].id if page and len(page) < len(found) else None)
 
 
@@ -209,17 +210,3 @@ def _after(found: Sequence[Item], cursor: str | None) -> Sequence[Item]:
         if item.id == cursor:
             return found[place + 1 :]
     raise InvalidRequest(f"cursor: there is no {shown(cursor)} in this list", param="cursor")
-
-
-def _one_of(value: str | None, allowed: tuple[str, ...], param: str) -> str | None:
-    if value is not None and value not in allowed:
-        raise InvalidRequest(f"{param}: expected one of {', '.join(allowed)}, found {shown(value)}", param=param)
-    return value
-
-
-def _count(value: str | None, param: str, most: int) -> int:
-    if value is None:
-        return most
-    if not value.isascii() or not value.isdigit() or not 1 <= int(value[:9]) <= most:
-        raise InvalidRequest(f"{param}: expected 1 to {most}, found {shown(value)}", param=param)
-    return int(value)

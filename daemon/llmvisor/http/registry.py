@@ -9,12 +9,11 @@ from llmvisor import limits
 from llmvisor.control.api import ListAnswer
 from llmvisor.errors import InvalidRequest
 from llmvisor.http.answers import ENCODER, json_answer
-from llmvisor.http.decode import shown
 from llmvisor.http.front import FRONT
-from llmvisor.models.registry import REGISTRIES, RegistryName
+from llmvisor.http.query import count, one_of
+from llmvisor.models.registry import REGISTRIES
 
 _LIMIT_DEFAULT = 20
-_LIMIT_DIGITS_MAX = 9
 
 
 async def registry_models(request: web.Request) -> web.Response:
@@ -23,26 +22,8 @@ async def registry_models(request: web.Request) -> web.Response:
     words = query.get("q", "")
     if len(words) > limits.search_query_chars_max or not words.isprintable():
         raise InvalidRequest(f"q: a text of at most {limits.search_query_chars_max} characters is expected", param="q")
+    limit = count(query.get("limit"), "limit", limits.search_results_max, default=_LIMIT_DEFAULT)
     found = await request.app[FRONT].control.search_registries(
-        words, registry=_registry(query.get("registry")), limit=_limit(query.get("limit"))
+        words, registry=one_of(query.get("registry"), REGISTRIES, "registry"), limit=limit
     )
     return json_answer(ListAnswer([msgspec.Raw(ENCODER.encode(model)) for model in found]))
-
-
-def _registry(value: str | None) -> RegistryName | None:
-    if value is None:
-        return None
-    for name in REGISTRIES:
-        if value == name:
-            return name
-    expected = ", ".join(REGISTRIES)
-    raise InvalidRequest(f"registry: expected one of {expected}, found {shown(value)}", param="registry")
-
-
-def _limit(value: str | None) -> int:
-    if value is None:
-        return _LIMIT_DEFAULT
-    most = limits.search_results_max
-    if not value.isascii() or not value.isdigit() or len(value) > _LIMIT_DIGITS_MAX or not 1 <= int(value) <= most:
-        raise InvalidRequest(f"limit: expected 1 to {most}, found {shown(value)}", param="limit")
-    return int(value)
