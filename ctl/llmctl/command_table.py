@@ -165,6 +165,20 @@ _TALK = (
         options.run,
     ),
     Command(
+        "embed",
+        "encode:embed",
+        "the vectors of texts",
+        ('llmctl embed embedding "a text" "another"', "llmctl embed embedding --dimensions 256 < texts.txt"),
+        options.embed,
+    ),
+    Command(
+        "rerank",
+        "encode:rerank",
+        "documents by their relevance to a query",
+        ('llmctl rerank reranker "what is a cat?" "An animal." "A car."', 'ls | llmctl rerank reranker "holiday"'),
+        options.rerank,
+    ),
+    Command(
         "chat",
         "run:chat",
         "a conversation in the terminal",

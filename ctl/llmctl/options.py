@@ -147,6 +147,19 @@ def chat(parser: Parser) -> None:
     _sampling(parser)
 
 
+def embed(parser: Parser) -> None:
+    one_model(parser)
+    parser.add_argument("text", nargs="*", metavar="TEXT", help="each one text; without any: the lines piped in")
+    parser.add_argument("--dimensions", type=_count, metavar="N", help="cut the vectors to N numbers")
+
+
+def rerank(parser: Parser) -> None:
+    one_model(parser)
+    parser.add_argument("query", metavar="QUERY")
+    parser.add_argument("document", nargs="*", metavar="DOCUMENT", help="without any: the lines piped in")
+    parser.add_argument("--top", type=_count, metavar="N", help="the N most relevant alone")
+
+
 def bench(parser: Parser) -> None:
     one_model(parser)
     parser.add_argument(

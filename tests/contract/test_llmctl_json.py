@@ -82,6 +82,8 @@ WITHOUT_JSON = {
     "completion": "a script",
     "man": "a manual",
     "events": "see below",
+    "embed": "OpenAI's own answer, see test_llmctl_encode.py",
+    "rerank": "the API's own answer, see test_llmctl_encode.py",
     "run": "OpenAI's own answer, see test_llmctl_talk.py",
 }
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
-import stat
-import sys
 from typing import cast
 
-from llmctl import limits
+from llmctl import limits, standard_input
 from llmctl.completion import COMPLETIONS_PATH, ChatRequest, Message, answering
 from llmctl.errors import DONE, UsageError
 from llmctl.session import Session
@@ -62,28 +59,10 @@ def _prompt(words: list[str]) -> str:
     """The words, with standard input in the place of `-`, or after them when something is piped in."""
     if "-" in words:
         index = words.index("-")
-        parts = [" ".join(words[:index]), _standard_input(), " ".join(words[index + 1 :])]
+        parts = [" ".join(words[:index]), standard_input.read_text(), " ".join(words[index + 1 :])]
     else:
-        parts = [" ".join(words), _standard_input() if not words or _is_piped() else ""]
+        parts = [" ".join(words), standard_input.read_text() if not words or standard_input.is_piped() else ""]
     prompt = "\n\n".join(part for part in parts if part.strip())
     if not prompt:
         raise UsageError("there is no prompt", hint='llmctl run MODEL "prompt", or pipe one in')
     return prompt
-
-
-def _is_piped() -> bool:
-    """Whether standard input is a pipe or a file; what a terminal or /dev/null holds is not asked for."""
-    try:
-        mode = os.fstat(0).st_mode
-    except OSError:
-        return False
-    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
-
-
-def _standard_input() -> str:
-    if not sys.stdin or sys.stdin.isatty():
-        return ""
-    data = sys.stdin.buffer.read(limits.prompt_bytes_max + 1)
-    if len(data) > limits.prompt_bytes_max:
-        raise UsageError(f"standard input is longer than {limits.prompt_bytes_max} bytes")
-    return data.decode(errors="replace")
