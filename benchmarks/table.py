@@ -27,7 +27,7 @@ Where the time goes:
 - Cached answer: the request is decoded, checked and made into a key; the bare handler does the first of these alone.
 - Single embedding beside a bulk job: it waits for the batch under way, which is bounded at 30 ms, and shares two cores
   with the tokenizing of the job.
-- Start: the front's own modules, on top of the libraries that both import.
+- Start: the modules of the front, of the jobs and of the store, on top of the libraries that both import.
 """
 
 _HEADINGS = ("figure", "unit", "ours", "peer", "peer's", "ours ÷ peer", "spread", "target", "met")

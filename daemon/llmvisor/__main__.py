@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -87,12 +88,16 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _run(loaded: LoadedConfig) -> int:
+    # What is imported stays for good: to look for garbage in it costs a part of the start, and of every later look.
+    gc.disable()
     import asyncio  # noqa: PLC0415 - `--help` and wrong configuration answer without these
 
     import uvloop  # noqa: PLC0415
 
     from llmvisor.app import App  # noqa: PLC0415
 
+    gc.freeze()
+    gc.enable()
     clock = SystemClock()
     logs = configure_logging(loaded.config.logging.main, clock=clock)
     log = get_logger(__name__)
