@@ -13,6 +13,7 @@ import msgspec
 import pytest
 from tests.support.llama_driver import LlamaDriver, Output, assert_same_up_to_noise, llama_driver
 from tests.support.media_reference import reference_logprobs
+from tests.support.polling import eventually_sync
 from tests.support.tiny_gguf import BOS, byte_tokens, write_tiny_gguf
 from tests.support.tiny_lora import write_tiny_lora
 from tests.support.tiny_mmproj import (
@@ -289,10 +290,7 @@ def test_stream_goes_on_while_an_image_is_encoded(driver: LlamaDriver) -> None:
     driver.step()
     before = driver.backend.progress()
     assert before.phase == "prefill"
-    until = time.monotonic() + WAIT_SECONDS
-    while driver.backend.progress().step == before.step:
-        assert time.monotonic() < until, "encoding counts as standing still"
-        time.sleep(0.005)
+    eventually_sync(lambda: driver.backend.progress().step != before.step, WAIT_SECONDS, "encoding counts as progress")
     gate.opened.set()
     driver.run()
     assert len(driver.outputs[with_image, 0].tokens) == 4
@@ -382,10 +380,7 @@ def test_cancelled_request_does_not_wait_for_its_image(driver: LlamaDriver) -> N
     driver.step()
     assert driver.outputs[id, 0].finish == "cancelled"
     assert id in driver.done
-    until = time.monotonic() + WAIT_SECONDS
-    while not gate.aborted:
-        assert time.monotonic() < until, "it is still being encoded"
-        time.sleep(0.005)
+    eventually_sync(lambda: gate.aborted, WAIT_SECONDS, "the encoding is given up")
     gate.opened.set()
     assert len(ask(driver, seen("and *?", png(2))).tokens) == 8
     assert gate.encoded == 1

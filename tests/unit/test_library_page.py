@@ -47,8 +47,10 @@ def test_sizes_are_numbers_of_parameters(size: str, parameters: int | None) -> N
 
 @given(st.text(alphabet="<>/a\"= phref'1.KPuls&;!-", max_size=300))
 def test_any_page_is_read_or_unknown(page: str) -> None:
-    """No page is an error of another kind."""
+    """No page is an error of another kind, and no model is listed twice or without a name."""
     try:
-        read_cards(page)
+        ids = [card.id for card in read_cards(page)]
     except UnknownPageError:
         return
+    assert all(ids)
+    assert len(ids) == len(set(ids))

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import cast
 
 import numpy as np
+from tests.support.polling import eventually_sync
 
 from llmvisor_runtimes.llamacpp.media_encoder import CoreTurns, MediaEncoder, Unit
 from llmvisor_runtimes.llamacpp.projector import Embeddings, MediaChunk, Projector
@@ -64,10 +65,7 @@ def unit(pieces: int) -> Unit:
 
 
 def wait_for(condition: Callable[[], object]) -> None:
-    until = time.monotonic() + WAIT_SECONDS
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.002)
+    eventually_sync(condition, WAIT_SECONDS, "the encoder gets there")
 
 
 def test_unit_is_encoded_once_however_often_it_is_wanted() -> None:

@@ -8,6 +8,7 @@ from typing import Literal
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jinja2 import TemplateError
 
 from llmvisor.fetch.go_template import Untranslatable
 from llmvisor.fetch.ollama_template import to_jinja
@@ -264,7 +265,10 @@ def test_any_text_translates_to_a_template_or_is_refused(pieces: list[str]) -> N
         source = to_jinja("".join(pieces) + "{{ .Prompt }}")
     except Untranslatable:
         return
-    ChatTemplate(source, bos_token="", eos_token="")
+    try:
+        ChatTemplate(source, bos_token="", eos_token="")
+    except TemplateError as error:
+        pytest.fail(f"{source!r} does not compile: {error}")
 
 
 def test_hostile_template_is_read_in_linear_time() -> None:

@@ -251,4 +251,6 @@ async def test_new_configuration_of_a_pinned_model_is_loaded_at_once() -> None:
     worker = await world.loaded()
     reloaded(world, pinned=True)
     worker.exit()
-    await world.worker(2)
+    newer = await world.worker(2)
+    newer.load()
+    await eventually(lambda: world.runtime.state is State.READY)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from llmvisor.fetch.failures import FetchProblem
 from llmvisor.fetch.protocol import Fetched
+from llmvisor.fetch.staging import sync_folder
 from llmvisor.models.manifest import MANIFEST_NAME
 
 
@@ -71,22 +72,14 @@ def write_whole(path: Path, data: bytes) -> None:
 
 def sync_tree(folder: Path) -> None:
     for each, _, _ in os.walk(folder):
-        _sync(Path(each))
+        sync_folder(Path(each))
 
 
 def sync_renamed(*folders: Path) -> None:
     """Sync folders in which something has been renamed: everybody sees it already, so that it cannot fail any more."""
     for folder in folders:
         with suppress(OSError):
-            _sync(folder)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            sync_folder(folder)
 
 
 def freed_bytes(path: Path) -> int:
