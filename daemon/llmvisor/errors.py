@@ -15,7 +15,11 @@ LlmvisorError
 │   ├── UnsupportedMediaType    415 unsupported_media_type
 │   ├── BodyTooLarge            413 body_too_large
 │   ├── BodyTimeout             408 body_timeout
-│   └── Conflict                409 conflict
+│   ├── Conflict                409 conflict
+│   ├── PoisonRequest           422 poison_request
+│   ├── InvalidApiKey           401 invalid_api_key
+│   ├── PermissionDenied        403 permission_denied
+│   └── RateLimited             429 rate_limit_exceeded  (retryable)
 ├── ModelError                  a model cannot serve
 │   ├── ModelLoadFailed         503 model_load_failed
 │   ├── InsufficientMemory      503 insufficient_memory
@@ -25,6 +29,7 @@ LlmvisorError
 ├── ServerError                 the daemon cannot serve at the moment
 │   ├── QueueFull               503 queue_full           (retryable)
 │   ├── ShuttingDown            503 shutting_down        (retryable)
+│   ├── RequestTimeout          504 timeout
 │   ├── StoreUnavailable        503 store_unavailable    (retryable)
 │   └── InternalError           500 internal_error
 ├── ConfigError                 configuration that cannot be used, every problem at once
@@ -140,6 +145,38 @@ class Conflict(RequestError):
     code = "conflict"
 
 
+class PoisonRequest(RequestError):
+    """Two workers ended with this request in them; it is not tried again for a while."""
+
+    status = 422
+    code = "poison_request"
+
+
+class InvalidApiKey(RequestError):
+    """No key, or none of ours."""
+
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+
+
+class PermissionDenied(RequestError):
+    """The key is good, but not for this."""
+
+    status = 403
+    type = "permission_error"
+    code = "permission_denied"
+
+
+class RateLimited(RequestError):
+    """One key asks for too much at once."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+    retryable = True
+
+
 class ModelError(LlmvisorError):
     status = 503
     type = "model_error"
@@ -179,6 +216,14 @@ class QueueFull(ServerError):
 class ShuttingDown(ServerError):
     code = "shutting_down"
     retryable = True
+
+
+class RequestTimeout(ServerError):
+    """The request's own deadline is over."""
+
+    status = 504
+    type = "timeout_error"
+    code = "timeout"
 
 
 class StoreUnavailable(ServerError):

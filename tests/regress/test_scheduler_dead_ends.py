@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.support.schedulers import ready, scheduler, ticket, without_changes
 
-from llmvisor.supervision.scheduler import Grant, Refuse, StartWorker
+from llmvisor.supervision.effects import Grant, Refuse, StartWorker
 from llmvisor.supervision.state import State
 
 

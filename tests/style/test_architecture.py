@@ -20,6 +20,8 @@ PURE = (
     "daemon/llmvisor/supervision/state.py",
     "daemon/llmvisor/supervision/restart.py",
     "daemon/llmvisor/supervision/scheduler.py",
+    "daemon/llmvisor/supervision/effects.py",
+    "daemon/llmvisor/supervision/fair_queue.py",
     "daemon/llmvisor/supervision/cpu.py",
     "daemon/llmvisor/config/reload.py",
     "daemon/llmvisor/fetch/pace.py",
@@ -128,7 +130,7 @@ def test_llmctl_imports_only_the_shared_contract_of_the_daemon() -> None:
 
 def test_control_contract_imports_only_msgspec_and_itself() -> None:
     """What `llmctl` imports of the daemon brings nothing else with it."""
-    shared = [ROOT / "daemon/llmvisor/control/api.py", ROOT / "daemon/llmvisor/control/paths.py"]
+    shared = [*sources("daemon/llmvisor/control/api"), ROOT / "daemon/llmvisor/control/paths.py"]
 
     def forbidden(module: str, _path: Path) -> bool:
         return not is_below(module, "msgspec", "llmvisor.control", *sys.stdlib_module_names)

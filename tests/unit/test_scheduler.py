@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tests.support.schedulers import ready, scheduler, ticket, without_changes
 
-from llmvisor.supervision.scheduler import Grant, Refuse, StartWorker, StopWorker
+from llmvisor.supervision.effects import Grant, Refuse, StartWorker, StopWorker
 from llmvisor.supervision.state import State
 
 

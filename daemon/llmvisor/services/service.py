@@ -12,6 +12,7 @@ from typing import Literal, Protocol, Self
 import msgspec
 
 from llmvisor.control.api import ModelStatus
+from llmvisor.supervision.effects import Priority
 from llmvisor_runtimes.protocol import (
     AdapterScale,
     ChatPrompt,
@@ -34,6 +35,18 @@ CacheUse = Literal["use", "no-cache", "no-store"]
 
 CacheState = Literal["hit", "miss", "coalesced", "off"]
 """Where an answer came from; `coalesced` = from the run of the same request by somebody else."""
+
+
+class Terms(msgspec.Struct, frozen=True):
+    """On what terms a request is served, whatever it asks for."""
+
+    client: str = ""
+    """Whose it is, by its key, else by its address: clients take turns."""
+    priority: Priority = "normal"
+    deadline: float | None = None
+    """When it is wanted no more, on the daemon's monotonic clock."""
+    resume: bool = True
+    """A worker's end is a pause; otherwise an error."""
 
 
 class ModelIdentity(msgspec.Struct, frozen=True):
@@ -100,6 +113,7 @@ class Generation(msgspec.Struct, frozen=True):
     speculative: Speculative | None = None
     """None takes the model's own."""
     cache: CacheUse = "use"
+    terms: Terms = Terms()
 
 
 class EmbeddingRequest(msgspec.Struct, frozen=True):
@@ -116,6 +130,7 @@ class EmbeddingRequest(msgspec.Struct, frozen=True):
     """Whose it is: clients take turns."""
     keep_alive_seconds: float | None = None
     cache: CacheUse = "use"
+    terms: Terms = Terms()
 
 
 class ScoringRequest(msgspec.Struct, frozen=True):
@@ -128,6 +143,7 @@ class ScoringRequest(msgspec.Struct, frozen=True):
     client: str = ""
     keep_alive_seconds: float | None = None
     cache: CacheUse = "use"
+    terms: Terms = Terms()
 
 
 class Embedded(msgspec.Struct, kw_only=True):

@@ -19,10 +19,10 @@ from llmvisor.errors import InsufficientMemory, InvalidRequest, LlmvisorError, M
 from llmvisor.log import get_logger
 from llmvisor.services.service import Embedded, EmbeddingRequest, Generation, Scored, ScoringRequest
 from llmvisor.supervision.alarm import Alarm
+from llmvisor.supervision.effects import Changed, Effect, Grant, Refuse, StartWorker, StopWorker, Ticket
 from llmvisor.supervision.encoding import EmbeddingCall, ScoringCall
 from llmvisor.supervision.reaper import WorkerExit
 from llmvisor.supervision.requests import Arrival, RequestTable, WorkReport, generate_command
-from llmvisor.supervision.scheduler import Changed, Effect, Grant, Refuse, StartWorker, StopWorker, Ticket
 from llmvisor.supervision.setup import RuntimeSetup, make_scheduler, scheduler_settings
 from llmvisor.supervision.spawn import WorkerSpec
 from llmvisor.supervision.state import HAS_WORKER, State

@@ -10,68 +10,15 @@ out the effects; nothing else reads its fields to decide anything.
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Literal
 
 import msgspec
 
 from llmvisor import limits
+from llmvisor.supervision.effects import Changed, Effect, Grant, RefusalKind, Refuse, StartWorker, StopWorker, Ticket
+from llmvisor.supervision.fair_queue import FairQueue
 from llmvisor.supervision.restart import RestartPolicy
 from llmvisor.supervision.state import Event, State, next_state
-
-RefusalKind = Literal[
-    "queue_full",
-    "shutting_down",
-    "model_loading",
-    "model_load_failed",
-    "model_unavailable",
-    "insufficient_memory",
-    "runtime_crashed",
-]
-
-
-class Ticket(msgspec.Struct, frozen=True):
-    """A request that wants to run. `weight` is the sequences it takes; 0 for one that needs the model and no slot."""
-
-    id: int
-    weight: int
-    arrived: float
-    keep_alive_seconds: float | None = None
-    """How long the worker that runs it is to stay after that; None leaves what is set."""
-
-
-class StartWorker(msgspec.Struct, frozen=True):
-    """Start a worker and load the model."""
-
-
-class StopWorker(msgspec.Struct, frozen=True):
-    rung: Literal["close", "abort", "kill"]
-    reason: str
-
-
-class Grant(msgspec.Struct, frozen=True):
-    """Send this request to the worker."""
-
-    id: int
-
-
-class Refuse(msgspec.Struct, frozen=True):
-    """End this request with an error."""
-
-    id: int
-    kind: RefusalKind
-    reason: str
-    retry_after_seconds: float | None = None
-
-
-class Changed(msgspec.Struct, frozen=True):
-    """The state is another one now."""
-
-    old: State
-    new: State
-
-
-Effect = StartWorker | StopWorker | Grant | Refuse | Changed
 
 
 class SchedulerSettings(msgspec.Struct, frozen=True):
@@ -99,7 +46,7 @@ class Scheduler:
         self.backoff_until: float | None = None
         self.idle_deadline: float | None = None
         self._policy = policy
-        self._waiting: deque[Ticket] = deque()
+        self._waiting = FairQueue()
         self._running: dict[int, int] = {}
         self._slots = 0
         self._keep_alive_seconds: float | None = None
@@ -128,7 +75,7 @@ class Scheduler:
         """When `wake` has something to do, if nothing happens before."""
         deadlines = [d for d in (self.backoff_until, self.idle_deadline) if d is not None]
         if self._waiting and self.state is not State.READY:
-            deadlines.append(self._load_deadline(self._waiting[0]))
+            deadlines.append(min(map(self._load_deadline, self._waiting)))
         return min(deadlines, default=None)
 
     # ------------------------------------------------------------------------------------------------ events: requests
@@ -142,7 +89,7 @@ class Scheduler:
         elif self._queue_is_full() and not self._fits_at_once(ticket):
             self._refuse(ticket, "queue_full", f"{len(self._waiting)} requests wait for this model already")
         else:
-            self._waiting.append(ticket)
+            self._waiting.put(ticket)
             self._want_load(ticket.arrived)
             self._pump(ticket.arrived)
         return self._take()
@@ -155,7 +102,7 @@ class Scheduler:
 
     def withdrawn(self, ticket_id: int, now: float) -> list[Effect]:
         """A request that waits is wanted no more."""
-        self._waiting = deque(ticket for ticket in self._waiting if ticket.id != ticket_id)
+        self._waiting.take(ticket_id)
         self._pump(now)
         return self._take()
 
@@ -274,7 +221,7 @@ class Scheduler:
                 self._move(Event.UNLOAD_WANTED)
         if self.state is not State.READY:
             for ticket in [t for t in self._waiting if now >= self._load_deadline(t)]:
-                self._waiting.remove(ticket)
+                self._waiting.take(ticket.id)
                 waited = f"the model is still loading after {self.settings.load_timeout_seconds:g} s"
                 self._refuse(ticket, "model_loading", waited, retry_after_seconds=limits.loading_retry_seconds)
         self._settle(now)
@@ -318,16 +265,16 @@ class Scheduler:
             self.idle_deadline = None
             return
         for ticket in [ticket for ticket in self._waiting if ticket.weight == 0]:
-            self._waiting.remove(ticket)
             self._grant(ticket)
-        while self._waiting and self._fits(self._waiting[0]):
-            self._grant(self._waiting.popleft())
+        while (ticket := self._waiting.first()) is not None and self._fits(ticket):
+            self._grant(ticket)
         if self._running or self._waiting:
             self.idle_deadline = None
         elif self.idle_deadline is None:
             self._arm_idle(now)
 
     def _grant(self, ticket: Ticket) -> None:
+        self._waiting.take(ticket.id)
         self._running[ticket.id] = min(ticket.weight, self._slots)
         if ticket.keep_alive_seconds is not None:
             self._keep_alive_seconds = ticket.keep_alive_seconds
@@ -394,6 +341,5 @@ class Scheduler:
         self._effects.append(Refuse(ticket.id, kind, reason, retry_after_seconds))
 
     def _refuse_waiting(self, kind: RefusalKind, reason: str, *, retry_after_seconds: float | None = None) -> None:
-        waiting, self._waiting = self._waiting, deque()
-        for ticket in waiting:
+        for ticket in self._waiting.take_all():
             self._refuse(ticket, kind, reason, retry_after_seconds=retry_after_seconds)

@@ -16,13 +16,15 @@ from llmvisor.errors import (
     ModelLoadFailed,
     ModelLoading,
     ModelUnavailable,
+    PoisonRequest,
     QueueFull,
+    RequestTimeout,
     RuntimeCrashed,
     ShuttingDown,
     UnsupportedOperation,
 )
 from llmvisor.services.service import CacheState
-from llmvisor.supervision.scheduler import RefusalKind, Refuse
+from llmvisor.supervision.effects import RefusalKind, Refuse
 from llmvisor_runtimes.protocol import Command, Delta, Done, Failed, Pause, Resume, Text, Tokens
 
 T = TypeVar("T")
@@ -47,6 +49,8 @@ _REFUSALS: dict[RefusalKind, type[LlmvisorError]] = {
     "model_unavailable": ModelUnavailable,
     "insufficient_memory": InsufficientMemory,
     "runtime_crashed": RuntimeCrashed,
+    "poison_request": PoisonRequest,
+    "timeout": RequestTimeout,
 }
 
 

@@ -13,6 +13,7 @@ from llmvisor_runtimes.protocol.parts import (
     Lane,
     ModelOptions,
     Prompt,
+    Resumed,
     Sampling,
 )
 
@@ -50,6 +51,9 @@ class Generate(Frame, frozen=True, tag="generate"):
     """None = as the model's options say; others than these are off."""
     speculative: Literal["off", "lookup", "draft"] | None = None
     """How tokens are guessed ahead; None = as the model's options say. The text is distributed the same."""
+    resumed: list[Resumed] = []
+    """One for each choice where another worker had begun this: it goes on after what was sent, and sends nothing of
+    that again. `Done` counts the whole."""
 
 
 class Embed(Frame, frozen=True, tag="embed"):

@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 Phase = Literal["start", "load", "idle", "prefill", "decode"]
 """What a worker's engine does at the moment. `prefill` and `decode` are busy: their step number has to move on."""
@@ -117,6 +117,17 @@ class AdapterScale(Frame, frozen=True):
 
     name: str
     scale: float = 1.0
+
+
+class Resumed(Frame, frozen=True):
+    """A choice that another worker began, as far as it has been sent to the client."""
+
+    tokens: list[int] = []
+    """The ids sent, those of an echoed prompt included."""
+    finish: FinishReason | None = None
+    """It has ended: nothing more is wanted of it."""
+    tool_call_ids: list[str] = []
+    """Ids of the tool calls that have begun, in order."""
 
 
 class Sampling(Frame, frozen=True):

@@ -1,0 +1,125 @@
+"""The daemon itself: its health, its cache, its configuration, its log."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from llmvisor.control.api.jobs import Job
+from llmvisor.control.api.models import RuntimeStatus
+
+LogLevel = Literal["debug", "info", "warning", "error", "critical"]
+
+
+class CacheStats(msgspec.Struct, frozen=True):
+    """`GET /internal/cache/stats`."""
+
+    entries: int
+    size_bytes: int
+    hits: int
+    misses: int
+    coalesced: int
+    """Requests that shared another one's run."""
+    evictions: int
+    hit_rate: float
+    """Of all requests that could be cached, coalesced ones counted as hits; 0 to 1."""
+    persisted_entries: int
+
+
+class CacheCleared(msgspec.Struct, frozen=True):
+    """`POST /internal/cache/clear`."""
+
+    cleared: int
+    """Answers that were kept."""
+
+
+class DaemonStatus(msgspec.Struct, frozen=True):
+    """`GET /llm/status`: all that `llmctl status` shows, in one answer."""
+
+    version: str
+    pid: int
+    started_at: str
+    uptime_seconds: float
+    address: str
+    """`http://127.0.0.1:8000`, or empty while nothing is bound."""
+    socket: str
+    config_file: str | None
+    health: str
+    """healthy | degraded | unhealthy"""
+    reasons: list[str]
+    memory_limit: int
+    memory_used: int
+    """By the workers together."""
+    in_flight: int
+    log_dropped: int
+    runtimes: list[RuntimeStatus]
+    jobs: list[Job]
+
+
+class UsageRow(msgspec.Struct, frozen=True):
+    """`GET /usage`: requests that ended, summed up by what was asked."""
+
+    requests: int
+    errors: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    first_token_ms: float | None
+    """The mean of those that had one."""
+    total_ms: float
+    """The mean."""
+    cost: float
+    model: str | None = None
+    day: str | None = None
+    service: str | None = None
+    tier: str | None = None
+
+
+class LogRecord(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One line of the log. `model` is set on what a worker said, or what was said of one."""
+
+    time: str
+    level: LogLevel
+    module: str
+    message: str
+    model: str | None = None
+    request_id: str | None = None
+    fields: dict[str, str] = {}
+
+
+class Event(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A state change, on `GET /events`."""
+
+    time: str
+    kind: Literal["runtime", "job", "daemon"]
+    runtime: RuntimeStatus | None = None
+    job: Job | None = None
+    message: str | None = None
+
+
+class ConfigValue(msgspec.Struct, frozen=True):
+    """One effective value and who set it. Secrets show as `****`."""
+
+    path: str
+    """`models.light.n_ctx`"""
+    value: msgspec.Raw
+    layer: str
+    """default | file | dotenv | environment | flag"""
+    origin: str
+    """`config.yaml:14`, `PORT`, `--port`, or `default`."""
+
+
+class ConfigCheckAnswer(msgspec.Struct, frozen=True):
+    """`POST /config/check`."""
+
+    valid: bool
+    problems: list[str]
+
+
+class HealthAnswer(msgspec.Struct, omit_defaults=True):
+    """`GET /health`."""
+
+    status: str
+    timestamp: str
+    reasons: list[str] = []
