@@ -13,18 +13,20 @@ unexport MAKEFLAGS MFLAGS MAKELEVEL
 
 PYTHON ?=
 ARGS ?=
+SOAK_MINUTES ?= 30
 VENV := .venv
 BIN := $(VENV)/bin
 PACKAGING := pyproject.toml constraints.txt
 
-.PHONY: help run test test-fast check bench bench-peers model clean distclean
+.PHONY: help run test test-fast soak check bench bench-peers model clean distclean
 
 help:
 	@printf '%s\n' \
 	  'make run          set up, fetch the starter model, start the daemon in the foreground' \
 	  'make test         every test' \
 	  'make test-fast    the tests that need neither processes nor weights' \
-	  'make check        lint, format and types' \
+	  'make soak         a daemon under load while things go wrong, for SOAK_MINUTES (30)' \
+  'make check        lint, format and types' \
 	  'make model        fetch the starter model, if it is not there' \
 	  'make bench        every benchmark against its peer; writes benchmarks/RESULTS.md' \
 	  'make bench-peers  build the peers that the benchmarks need (once)' \
@@ -41,6 +43,10 @@ test: $(VENV)/.installed-dev
 
 test-fast: $(VENV)/.installed-dev
 	@$(BIN)/python -m pytest tests/unit tests/style $(ARGS)
+
+soak: $(VENV)/.installed-dev
+	@$(BIN)/python -m llmvisor.models.starter
+	@$(BIN)/python -m tests.soak.chaos --minutes $(SOAK_MINUTES) $(ARGS)
 
 check: $(VENV)/.installed-dev
 	@$(BIN)/ruff check .

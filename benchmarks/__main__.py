@@ -17,10 +17,12 @@ from benchmarks import (
     memory,
     overhead,
     prefill_stall,
+    resume,
     speculative,
     sse,
     startup,
     structured,
+    swap,
     throughput,
     ttft_prefix,
 )
@@ -41,6 +43,8 @@ MEASURES: dict[str, Measure] = {
     "embedding": embedding.measure,
     "infinity": infinity.measure,
     "startup": startup.measure,
+    "resume": resume.measure,
+    "swap": swap.measure,
     "many_models": many_models.measure,
     "memory": memory.measure,
 }

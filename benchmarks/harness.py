@@ -59,9 +59,11 @@ def daemon(
     wait_ready: bool = True,
     cache: bool = False,
     prepare: Callable[[Path], None] | None = None,
+    memory: Mapping[str, object] | None = None,
 ) -> Generator[Server]:
     """Our daemon in a folder of its own, with these models. Preloaded ones are ready where `wait_ready`; `prepare` is
-    given the folder of its store and of installed models before it starts."""
+    given the folder of its store and of installed models before it starts; `memory` is that section of the
+    configuration."""
     with _folder() as folder:
         storage = folder / "data"
         storage.mkdir()
@@ -73,6 +75,7 @@ def daemon(
             "logging": {"main": {"console_level": "warning", "file": str(folder / "main.log"), "file_level": "info"}},
             "cache": {"enabled": cache, "state_dir": None},
             "storage": {"dir": str(storage)},
+            "memory": {**(memory or {})},
             "models": {name: dict(model) for name, model in models.items()},
         }
         file = folder / "config.yaml"

@@ -1,9 +1,8 @@
-"""HTTP over the daemon's Unix socket, with every way in which an answer can be wrong turned into a `CtlError`."""
+"""HTTP with the daemon, with every way in which an answer can be wrong turned into a `CtlError`."""
 
 from __future__ import annotations
 
 import http.client
-import socket
 import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from llmctl import limits
+from llmctl.connection import Connection, Remote, connect
 from llmctl.errors import CtlError, NotFound, NotRunning, TimedOut
 from llmctl.sse import EventParser, ServerSentEvent
 from llmvisor.control.api import ErrorAnswer, ErrorBody, ListAnswer
@@ -46,8 +46,13 @@ class CutOff(CtlError):
 class Client:
     """Calls the daemon; each call opens a connection of its own."""
 
-    def __init__(self, socket_path: Path, *, timeout_seconds: float | None = None) -> None:
+    def __init__(
+        self, socket_path: Path, *, timeout_seconds: float | None = None, remote: Remote | None = None
+    ) -> None:
         self.socket_path = socket_path
+        self.remote = remote
+        """Where `--url` leads; None = the socket."""
+        self._where = str(remote or socket_path)
         self.timeout_seconds = timeout_seconds
         """What the person gave with `--timeout`; None = the default of each call."""
 
@@ -108,7 +113,8 @@ class Client:
         Leaving the block closes the connection, which cancels what the daemon does for it. Raises `TimedOut`.
         """
         ends_at = None if seconds_max is None else time.monotonic() + seconds_max
-        connection = _UnixConnection(self.socket_path, silence_seconds_max if seconds_max is None else seconds_max)
+        seconds = silence_seconds_max if seconds_max is None else seconds_max
+        connection = connect(self.socket_path, self.remote, seconds)
         with self._request(connection, method, path, query=query, body=body) as response:
             yield self._events(response, connection, ends_at=ends_at)
 
@@ -122,7 +128,7 @@ class Client:
         accept: tuple[int, ...] = (),
         timeout_seconds: float = limits.answer_seconds_max,
     ) -> bytes:
-        connection = _UnixConnection(self.socket_path, self.timeout_seconds or timeout_seconds)
+        connection = connect(self.socket_path, self.remote, self.timeout_seconds or timeout_seconds)
         with (
             self._request(connection, method, path, query=query, body=body, accept=accept) as response,
             self._faults_told(),
@@ -132,7 +138,7 @@ class Client:
     @contextmanager
     def _request(
         self,
-        connection: _UnixConnection,
+        connection: Connection,
         method: str,
         path: str,
         *,
@@ -141,6 +147,9 @@ class Client:
         accept: tuple[int, ...] = (),
     ) -> Generator[http.client.HTTPResponse]:
         headers = {"Content-Type": "application/json"} if body is not None else {}
+        if self.remote is not None:
+            headers |= self.remote.headers
+            path = self.remote.path + path
         try:
             with self._faults_told():
                 connection.request(method, path_of(path, query), body=body, headers=headers)
@@ -153,10 +162,10 @@ class Client:
             connection.close()
 
     def _events(
-        self, response: http.client.HTTPResponse, connection: _UnixConnection, *, ends_at: float | None
+        self, response: http.client.HTTPResponse, connection: Connection, *, ends_at: float | None
     ) -> Iterator[ServerSentEvent]:
         if not (response.getheader("Content-Type") or "").startswith("text/event-stream"):
-            raise CtlError(f"{self.socket_path} answered with no event stream: is it llmvisor's?")
+            raise CtlError(f"{self._where} answered with no event stream: is it llmvisor's?")
         parser = EventParser()
         while True:
             with self._faults_told():
@@ -173,7 +182,7 @@ class Client:
     @contextmanager
     def _faults_told(self) -> Generator[None]:
         """Turns what sockets and http.client raise into what a person can act on."""
-        where = str(self.socket_path)
+        where = self._where
         start_hint = "start it with: llmvisor   (in its source tree: make run)"
         try:
             yield
@@ -249,23 +258,3 @@ def _refusal(status: int, reason: str, body: bytes) -> CtlError:
     if status == 504:
         return TimeoutAnswer(error, status=status)
     return AnswerError(error, status=status)
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: Path, timeout_seconds: float | None) -> None:
-        super().__init__("localhost", timeout=timeout_seconds)
-        self._path = path
-        # http.client drops `sock` once an answer that ends the connection begins; the answer still reads from it.
-        self._socket: socket.socket | None = None
-
-    def connect(self) -> None:
-        self.sock = self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.settimeout(self.timeout)
-        self._socket.connect(str(self._path))
-
-    def limit(self, seconds: float) -> None:
-        """How long the next read may take. Raises `TimeoutError` where nothing is left."""
-        if seconds <= 0:
-            raise TimeoutError
-        if self._socket is not None:
-            self._socket.settimeout(seconds)

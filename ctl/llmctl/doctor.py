@@ -18,7 +18,7 @@ import msgspec
 
 from llmctl import limits, render
 from llmctl.client import Client
-from llmvisor.control.api import BackendProbe
+from llmvisor.control.api import BackendProbe, Confinement
 from llmvisor.control.paths import data_dir, starter_model_path
 
 PYTHON_MIN = (3, 11)
@@ -61,6 +61,7 @@ def examine(place: Place) -> Iterator[Finding]:
     yield from backends()
     yield compiler()
     yield from gpus()
+    yield sandbox()
     yield memory()
     yield disk(place.environ)
     yield starter_model(place.environ)
@@ -145,6 +146,21 @@ def _metal() -> Finding | None:
     if platform.machine() != "arm64":
         return Finding("GPU", "note", "an Intel Mac: models run on the CPU")
     return Finding("GPU", "ok", "Metal (Apple silicon)")
+
+
+def sandbox() -> Finding:
+    """What holds workers back on this system, as one finds that has it done to itself."""
+    ran = run([sys.executable, "-P", "-m", "llmvisor_runtimes.confinement"])
+    try:
+        found = msgspec.json.decode(ran.stdout, type=Confinement)
+    except msgspec.DecodeError:
+        said = f"it cannot be tried: {_last_line(ran.stderr)}"
+        return Finding("sandbox", "problem", said, "install llmvisor again: pip install --force-reinstall llmvisor")
+    if found.missing:
+        held = f"; in force: {', '.join(found.in_force)}" if found.in_force else ""
+        fix = "use a kernel from 5.13 on with Landlock, and in a container let it through (newer engines do)"
+        return Finding("sandbox", "note", f"workers lack {'; '.join(found.missing)}{held}", fix)
+    return Finding("sandbox", "ok", f"workers are held by {', '.join(found.in_force)}")
 
 
 def memory() -> Finding:

@@ -238,6 +238,9 @@ def health_findings(status: DaemonStatus) -> Iterator[Finding]:
     for reason in status.reasons or ([] if status.health == "healthy" else [status.health]):
         yield Finding("health", "problem", reason, "llmctl status and llmctl logs --level warning tell more")
     for runtime in status.runtimes:
+        if runtime.state in {"loaded", "busy"} and runtime.sandbox is None:
+            text = f"the worker of {runtime.model} runs without: `sandbox: off`"
+            yield Finding("sandbox", "note", text, f"llmctl config set models.{runtime.model}.sandbox auto")
         if runtime.state in {"error", "unavailable"}:
             text = f"{runtime.model} is {runtime.state}: {runtime.error or 'no reason was given'}"
             yield Finding(

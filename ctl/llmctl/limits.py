@@ -42,3 +42,16 @@ streams_max = 3
 """Of one job's events, where they break off although it runs on."""
 dying_daemon_tries_max = 20
 """`poll_seconds` apart."""
+start_seconds_max = 60.0
+"""Until a daemon in the background is ready."""
+last_words_lines_max = 10
+"""Of a daemon that could not start."""
+service_command_seconds_max = 150.0
+"""For one command of a service manager: a stop waits until the streams are done."""
+key_seconds_max = 3_200_000_000
+"""About a century: longer than any key lasts."""
+reload_seconds_max = 60.0
+"""For the daemon to read its configuration and make it hold; new workers load after that."""
+reload_wait_seconds_max = 900.0
+"""For models to be replaced."""
+key_file_bytes_max = 4096

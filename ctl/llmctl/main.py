@@ -83,10 +83,13 @@ def _run(argv: Sequence[str], out: Terminal) -> int:
 
 def _session(args: argparse.Namespace, out: Terminal) -> Session:
     from llmctl.client import Client  # noqa: PLC0415 - `--help` needs neither HTTP nor msgspec
+    from llmctl.connection import remote_of  # noqa: PLC0415 - as above
     from llmctl.session import Session  # noqa: PLC0415 - as above
 
     timeout = cast("float | None", getattr(args, "timeout", None))
-    client = Client(socket_path(getattr(args, "socket", None), os.environ), timeout_seconds=timeout)
+    remote = remote_of(getattr(args, "url", None), getattr(args, "key_file", None), os.environ)
+    socket = socket_path(getattr(args, "socket", None), os.environ)
+    client = Client(socket, timeout_seconds=timeout, remote=remote)
     return Session(client, out, args, json=bool(getattr(args, "json", False)))
 
 

@@ -14,8 +14,12 @@ JOB_TYPES = ("install", "import", "load", "unload", "update", "delete")
 TIERS = ("light", "medium", "heavy", "embedding", "reranker")
 TYPES = ("llm", "vlm", "embeddings", "reranker", "unknown")
 SHELLS = ("bash", "zsh", "fish")
+SCOPES = ("inference", "management")
+PRIORITIES = ("low", "normal", "high")
 GROUPS = ("model", "day", "service", "tier")
 Parser = argparse.ArgumentParser
+_PER_MINUTE = {"s": 60.0, "min": 1.0, "m": 1.0, "h": 1 / 60, "d": 1 / 1440}
+_SPANS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 
 
 def common(parser: Parser) -> None:
@@ -24,6 +28,16 @@ def common(parser: Parser) -> None:
     skip = argparse.SUPPRESS
     parser.add_argument("--json", action="store_true", default=skip, help="the API's own objects, for programs")
     parser.add_argument("--socket", type=Path, metavar="PATH", default=skip, help="else $LLMVISOR_SOCKET, else found")
+    parser.add_argument(
+        "--url", metavar="URL", default=skip, help="the TCP port instead (server.management): needs an API key"
+    )
+    parser.add_argument(
+        "--key-file",
+        type=Path,
+        metavar="PATH",
+        default=skip,
+        help="holds the key for --url; else $LLMVISOR_API_KEY",
+    )
     parser.add_argument(
         "--timeout", type=_seconds, metavar="SECONDS", default=skip, help="give up after this (exit code 5)"
     )
@@ -134,6 +148,29 @@ def jobs(parser: Parser) -> None:
     parser.add_argument("--cancel-on-interrupt", action="store_true", help="watch: Ctrl-C cancels the jobs too")
 
 
+def keys(parser: Parser) -> None:
+    parser.add_argument(
+        "action",
+        nargs="?",
+        choices=("list", "add", "revoke"),
+        default="list",
+        metavar="ACTION",
+        help="list (the default), add (the key is shown this once), revoke",
+    )
+    parser.add_argument("name", nargs="?", metavar="NAME", help="for add and revoke: what the key is called")
+    parser.add_argument(
+        "--scope", action="append", choices=SCOPES, metavar="SCOPE", help="add: inference (the default), management"
+    )
+    parser.add_argument("--models", metavar="MODELS", help="add: these alone, with commas: names, aliases or tiers")
+    parser.add_argument("--rate", type=_rate, metavar="N/min", help="add: requests in a minute (60/min, 1/s, 500/h)")
+    parser.add_argument("--concurrent", type=_count, metavar="N", help="add: requests at the same time")
+    parser.add_argument("--priority", choices=PRIORITIES, metavar="P", help="add: the highest it may ask for")
+    parser.add_argument("--expires", type=_span, metavar="SPAN", help="add: good for so long: 90d, 12h, 30m, 3600")
+    parser.add_argument(
+        "--open", action="store_true", dest="ask_no_more", help="revoke: if it was the last, ask for no key any more"
+    )
+
+
 def run(parser: Parser) -> None:
     one_model(parser)
     parser.add_argument(
@@ -175,6 +212,11 @@ def logs(parser: Parser) -> None:
     parser.add_argument("--level", "-l", choices=LEVELS, metavar="LEVEL", help="this level and above")
 
 
+def postmortem(parser: Parser) -> None:
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="the crashes of this model, the newest in full")
+    parser.add_argument("--number", "-n", type=_count, metavar="N", help="show the Nth newest in full (1)")
+
+
 def cache(parser: Parser) -> None:
     parser.add_argument(
         "action",
@@ -209,17 +251,54 @@ def config(parser: Parser) -> None:
     set_.add_argument("key", metavar="KEY", help='such as server.port or models."qwen2.5".n_ctx')
     set_.add_argument("value", metavar="VALUE", help="as it would stand in the file: 8080, [a, b], null, a text")
     set_.add_argument("--file", metavar="FILE", help="else the daemon's, else the one that llmvisor would take")
+    reload = actions.add_parser(
+        "reload",
+        help="have the daemon read it now",
+        description="Have the daemon read its configuration now. It does so by itself, too, when a file changes.",
+    )
+    reload.add_argument("--wait", action="store_true", help="until every model runs as it is configured")
     path = actions.add_parser(
         "path", help="which file is taken", description="Which configuration file llmvisor takes."
     )
     init = actions.add_parser("init", help="write a first file", description="Write a first configuration file.")
     init.add_argument("file", nargs="?", metavar="FILE")
-    for action in (show, check, set_, path, init):
+    for action in (show, check, reload, set_, path, init):
         common(action)
+
+
+def service(parser: Parser) -> None:
+    parser.add_argument(
+        "action",
+        choices=("install", "uninstall", "start", "stop", "status"),
+        metavar="ACTION",
+        help="install, uninstall, start, stop or status",
+    )
+    parser.add_argument("--user", action="store_true", help="for yourself alone, without root")
+    parser.add_argument("--dry-run", action="store_true", help="print the files and commands, and do nothing")
+    parser.add_argument("--program", metavar="PATH", help="install: the daemon's program, else the one of this llmctl")
+
+
+def start(parser: Parser) -> None:
+    parser.add_argument(
+        "option", nargs="*", metavar="OPTION", help="for the daemon, after `--`: llmctl start -- --port auto"
+    )
 
 
 def shutdown(parser: Parser) -> None:
     parser.add_argument("--wait", action="store_true", help="until the daemon is gone")
+
+
+def restart_daemon(parser: Parser) -> None:
+    parser.add_argument(
+        "--within",
+        type=_seconds,
+        metavar="SECONDS",
+        help="how long requests that run may take to finish, before it is given up (default server.upgrade_timeout)",
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="end what still runs then with an error, rather than give up"
+    )
+    parser.add_argument("--no-wait", dest="wait", action="store_false", help="return once it has begun")
 
 
 def completion(parser: Parser) -> None:
@@ -257,6 +336,24 @@ def _count(text: str) -> int:
     value = int(text)
     if not 1 <= value <= 1_000_000:
         raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return value
+
+
+def _rate(text: str) -> float:
+    """Requests in a minute."""
+    number, _, unit = text.partition("/")
+    value = float(number) * _PER_MINUTE.get(unit or "min", 0.0)
+    if not 0 < value <= 1_000_000:
+        raise argparse.ArgumentTypeError(f"{text} is no rate such as 60/min, 1/s or 500/h")
+    return value
+
+
+def _span(text: str) -> float:
+    """Seconds."""
+    unit = text[-1:] if text[-1:] in _SPANS else ""
+    value = float(text.removesuffix(unit)) * _SPANS[unit or "s"]
+    if not 0 < value < limits.key_seconds_max:
+        raise argparse.ArgumentTypeError(f"{text} is no span of time such as 90d, 12h, 30m or 3600")
     return value
 
 

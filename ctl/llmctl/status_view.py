@@ -8,7 +8,7 @@ from llmctl import render
 from llmctl.table import Cell, Column, Paint, fold, table
 from llmctl.terminal import Style, printable
 from llmctl.times import local_time
-from llmvisor.control.api import DaemonStatus, Job, RuntimeStatus
+from llmvisor.control.api import DaemonStatus, Job, RuntimeStatus, UpgradeStatus
 
 _TIERS = ("light", "medium", "heavy", "embedding", "reranker")
 STATE_STYLES: dict[str, Style] = {
@@ -66,9 +66,32 @@ def _daemon_lines(status: DaemonStatus, paint: Paint) -> list[str]:
         f"memory   {memory} by models, {requests}",
     ]
     lines += [paint(f"{status.health}: {printable(reason)}", "yellow") for reason in status.reasons]
+    config = status.config
+    if config.replacing:
+        lines.append(
+            f"replacing {', '.join(map(printable, config.replacing))}: the new workers load beside the old ones"
+        )
+    lines += [
+        paint(f"{printable(wait.path)} waits for a restart: {printable(wait.reason)}", "yellow")
+        for wait in config.waits
+    ]
+    lines += _upgrade_lines(status.upgrade, paint)
     if status.log_dropped:
         lines.append(paint(f"{status.log_dropped} log lines were dropped", "yellow"))
     return lines
+
+
+def _upgrade_lines(upgrade: UpgradeStatus, paint: Paint) -> list[str]:
+    reason = printable(upgrade.reason or "")
+    match upgrade.state:
+        case "checking":
+            return ["upgrading: the new program is tried"]
+        case "waiting":
+            return [f"upgrading: {reason}"]
+        case "failed":
+            return [paint(f"the last upgrade failed: {reason}", "yellow")]
+        case _:
+            return []
 
 
 def by_tier(runtimes: Sequence[RuntimeStatus]) -> list[RuntimeStatus]:
@@ -154,11 +177,20 @@ def runtime_view(runtime: RuntimeStatus, *, width: int | None, paint: Paint) -> 
         ("queue", str(runtime.queued) if runtime.queued else ""),
         ("speed", f"{runtime.tokens_per_second:.1f} tok/s" if runtime.pid is not None else ""),
         ("unloads in", render.duration(runtime.idle_left_seconds)),
+        ("sandbox", _sandbox_text(runtime)),
         ("loaded in", render.duration(runtime.load_seconds)),
         ("restarts", f"{runtime.restarts} after a crash" if runtime.restarts else ""),
     ]
     lines = [paint(model_id(runtime), "bold"), *pair_lines(pairs)]
     return lines + trouble_lines(runtime, width=width, paint=paint, every=True)
+
+
+def _sandbox_text(runtime: RuntimeStatus) -> str:
+    if runtime.pid is None or runtime.sandbox is None:
+        return "" if runtime.pid is None else "off"
+    return "; ".join(
+        part for part in (", ".join(runtime.sandbox), *map("lacks {}".format, runtime.sandbox_missing)) if part
+    )
 
 
 def pair_lines(pairs: Sequence[tuple[str, str]]) -> list[str]:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from llmvisor import __version__
 from llmvisor.clock import SystemClock
-from llmvisor.config.layers import LoadedConfig, load_config
+from llmvisor.config.layers import LoadedConfig
+from llmvisor.config.source import ConfigSource
 from llmvisor.errors import ConfigError, StartError
 from llmvisor.log import configure_logging, get_logger
 
@@ -77,17 +78,18 @@ def _serve(arguments: argparse.Namespace) -> int:
             print(f"llmvisor: --set takes PATH=VALUE, not {assignment!r}", file=sys.stderr)
             return 2
         flags[path] = value
+    source = ConfigSource(flags=flags, environ=os.environ, cwd=Path.cwd())
     try:
-        loaded = load_config(flags=flags, environ=os.environ, cwd=Path.cwd())
+        loaded = source.load()
     except ConfigError as error:
         print("llmvisor: the configuration cannot be used:", file=sys.stderr)
         for problem in error.problems:
             print(f"  {problem}", file=sys.stderr)
         return EXIT_CONFIG
-    return _run(loaded)
+    return _run(loaded, source)
 
 
-def _run(loaded: LoadedConfig) -> int:
+def _run(loaded: LoadedConfig, source: ConfigSource) -> int:
     # What is imported stays for good: to look for garbage in it costs a part of the start, and of every later look.
     gc.disable()
     import asyncio  # noqa: PLC0415 - `--help` and wrong configuration answer without these
@@ -95,9 +97,14 @@ def _run(loaded: LoadedConfig) -> int:
     import uvloop  # noqa: PLC0415
 
     from llmvisor.app import App  # noqa: PLC0415
+    from llmvisor.service_manager import take_service_manager  # noqa: PLC0415
+    from llmvisor.upgrade.inherit import answer_preflight, inherit, is_preflight  # noqa: PLC0415
 
+    if is_preflight(os.environ):
+        return answer_preflight(os.environ, loaded.config)
     gc.freeze()
     gc.enable()
+    inherited = inherit(os.environ)
     clock = SystemClock()
     logs = configure_logging(loaded.config.logging.main, clock=clock)
     log = get_logger(__name__)
@@ -107,7 +114,8 @@ def _run(loaded: LoadedConfig) -> int:
         log.debug("environment variables that this version does not use", names=", ".join(loaded.unused))
 
     async def serve() -> None:
-        await App(loaded, logs=logs, clock=clock).run()
+        manager = take_service_manager(os.environ, clock=clock)
+        await App(loaded, source=source, logs=logs, clock=clock, manager=manager, inherited=inherited).run()
 
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -65,8 +65,12 @@ class Hub(Generic[T]):
         finally:
             self._subscriptions.discard(subscription)
 
+    def end_subscriptions(self) -> None:
+        """End the iteration of those that there are; who subscribes later is served."""
+        for subscription in self._subscriptions:
+            subscription.close()
+
     def close(self) -> None:
         """End every subscriber's iteration, now and later."""
         self._closed = True
-        for subscription in self._subscriptions:
-            subscription.close()
+        self.end_subscriptions()

@@ -4,6 +4,7 @@ LlmvisorError
 ├── RequestError                what a client asked for cannot be done
 │   ├── InvalidRequest          400 invalid_value
 │   │   ├── InvalidJson         400 invalid_json
+│   │   ├── InvalidConfig       400 invalid_config
 │   │   ├── ContextLengthExceeded  400 context_length_exceeded
 │   │   └── UnsupportedOperation   400 unsupported_operation
 │   ├── ModelNotFound           404 model_not_found
@@ -31,6 +32,7 @@ LlmvisorError
 │   ├── ShuttingDown            503 shutting_down        (retryable)
 │   ├── RequestTimeout          504 timeout
 │   ├── StoreUnavailable        503 store_unavailable    (retryable)
+│   ├── ReloadFailed            500 reload_failed
 │   └── InternalError           500 internal_error
 ├── ConfigError                 configuration that cannot be used, every problem at once
 ├── StartError                  the daemon cannot start (lock held, port taken, socket refused)
@@ -80,6 +82,12 @@ class InvalidRequest(RequestError):
 
 class InvalidJson(InvalidRequest):
     code = "invalid_json"
+
+
+class InvalidConfig(InvalidRequest):
+    """A configuration file's text that cannot be used."""
+
+    code = "invalid_config"
 
 
 class ContextLengthExceeded(InvalidRequest):
@@ -231,6 +239,13 @@ class StoreUnavailable(ServerError):
 
     code = "store_unavailable"
     retryable = True
+
+
+class ReloadFailed(ServerError):
+    """A configuration is right and could not be applied; what ran goes on as it was."""
+
+    status = 500
+    code = "reload_failed"
 
 
 class InternalError(ServerError):

@@ -11,6 +11,8 @@ body_seconds_max = 30.0
 body_bytes_per_second_min = 64 * 1024
 header_bytes_max = 16 * 1024
 connections_max = 4096
+control_connections_max = 256
+"""On the control socket, beside those of TCP."""
 heartbeat_seconds = 15.0
 """A comment line is sent on a stream that has been silent for this long."""
 write_stall_seconds_max = 30.0
@@ -54,6 +56,23 @@ worker_open_files_max = 1024
 worker_oom_score_adj = 500
 daemon_oom_score_adj = -500
 
+postmortems_kept_max = 8
+"""Of one model; the oldest are let go."""
+postmortem_frames_sent = 16
+postmortem_frames_received = 32
+postmortem_ticks = 60
+"""Seconds of the memory curve."""
+postmortem_lines = 40
+postmortem_line_chars_max = 500
+poison_cleared_tokens = 32
+"""What a request under suspicion brings, alone in a worker, before the others are let in again."""
+poison_in_a_row_max = 3
+"""Requests blamed for crashes without anybody being served in between; after that it is the model's fault."""
+poison_quarantine_seconds = 600.0
+"""Requests like one that was poison are refused for so long."""
+poison_quarantined_max = 1024
+"""Of one model; the oldest are let go."""
+
 # -- logs and events
 last_words_chars_max = 300
 """Of a worker's last line, where it stands in an error message."""
@@ -68,6 +87,7 @@ log_queue_records_max = 10_000
 log_recent_records_max = 2_000
 subscriber_queue_events_max = 1_000
 jobs_ended_kept_max = 200
+job_flush_poll_seconds = 0.01
 job_events_per_second_max = 10
 
 # -- the control socket
@@ -75,6 +95,15 @@ socket_path_bytes_max = 103
 """The shortest of the platforms' limits (macOS)."""
 config_file_bytes_max = 1024 * 1024
 gguf_header_bytes_max = 256 * 1024 * 1024
+
+# -- upgrades in place
+upgrade_state_bytes_max = 256 * 1024 * 1024
+upgrade_poll_seconds = 0.02
+"""How often it is looked whether everything has come to rest."""
+upgrade_preflight_seconds_max = 60.0
+upgrade_last_seconds_max = 10.0
+"""For those who follow logs and events, and jobs that are stopped, once all requests have ended."""
+upgrade_log_flush_seconds_max = 1.0
 
 # -- the lock
 lock_holder_reads_max = 20
@@ -154,6 +183,19 @@ open_files_reserved = 512
 """Descriptors kept for workers, logs and files; connections get the rest."""
 idle_check_seconds = 5.0
 """How often the daemon looks whether it has been without a request for `shutdown_timeout`."""
+idle_retry_seconds = 0.5
+"""Until the next look, where somebody asked just as it was about to end."""
+idle_turns = 3
+"""Of the loop, in which what was just accepted is read."""
+end_seconds_max = 30.0
+"""What the end takes after `server.drain_timeout`, as the service manager is told: workers, files, the store."""
+notify_seconds_max = 1.0
+"""What the service manager may take for a message that matters."""
+notify_status_chars_max = 512
+notify_status_seconds = 2.0
+"""Between two looks at what the service manager is to show."""
+supervision_late_seconds_max = 10.0
+"""A runtime whose alarm is this late is supervised no longer."""
 gguf_metadata_entries_max = 16 * 1024
 gguf_tensors_max = 128 * 1024
 gguf_key_bytes_max = 1024
@@ -173,6 +215,42 @@ loading_retry_seconds = 5.0
 """What a client is told to wait whose model was still loading."""
 memory_retry_seconds = 10.0
 """What a client is told to wait whose model had no room."""
+
+# -- memory
+eviction_candidates_exact_max = 10
+"""Of so many idle models the cheapest that make room together are found exactly; of more, nearly."""
+arrivals_half_life_seconds = 600.0
+"""A request counts half as much for how often its model is wanted after this."""
+memory_measured_margin = 1.05
+"""A worker may take so much more than the most that one before it has taken."""
+memory_look_seconds = 1.0
+"""Between two looks at the memory that is free."""
+machine_memory_wait_seconds = 10.0
+"""What a load waits for memory that other programs have."""
+memory_relief_seconds = 2.5
+"""What was done about low memory has this long to show: workers tell of theirs each second."""
+memory_trim_seconds = 30.0
+"""Between two requests to a worker to give up its caches."""
+memory_excess_ratio = 0.1
+"""A worker is above its estimate once it is by this part of it,"""
+memory_excess_bytes_min = 256 * 1024 * 1024
+"""and by so much: an interpreter and its libraries stand in no model's file."""
+load_seconds_guess = 0.5
+load_bytes_per_second_guess = 1e9
+"""What a load is taken for that was never measured."""
+retry_after_seconds_max = 600.0
+"""However long a queue is, a client is told to come back by then."""
+priority_passes_max = 16
+"""Requests of higher priority that one of a lower may be passed over for, in a row."""
+turn_share_min = 0.25
+turn_share_max = 8.0
+"""What a request that was shorter or longer than the others counts as, in turns of its client."""
+clients_remembered_max = 4096
+"""Clients of one model that have had more than their share, and wait for nothing at the moment."""
+request_timeout_seconds_max = 7 * 86_400.0
+"""The longest `X-Request-Timeout`."""
+request_timeout_grace_seconds = 0.5
+"""After its deadline a request is ended that the scheduler has not ended, whatever holds it up."""
 
 # -- what an answer has to be, tools and media
 grammar_bytes_max = 256 * 1024
@@ -355,3 +433,29 @@ searches_at_once_max = 4
 searches_pending_max = 16
 """Of different words; the same ones are asked for once."""
 search_seconds_max = 50.0
+
+# -- API keys
+keys_max = 10_000
+keys_file_bytes_max = 16 * 1024 * 1024
+key_file_bytes_max = 64 * 1024
+"""A file of `server.api_keys`."""
+key_chars_min = 16
+"""Of a key in the configuration, which somebody else may have made."""
+key_chars_max = 512
+keys_read_seconds_max = 5.0
+"""What the start waits for the file of the keys; without it no key that was made is taken."""
+keys_retry_seconds = 5.0
+"""Between two attempts at a file that could not be read."""
+
+# -- configuration, reloaded
+
+config_settle_seconds = 0.3
+"""Nothing has changed for so long: whoever writes the configuration has finished."""
+config_settle_seconds_max = 10.0
+"""It is read all the same, although somebody goes on writing."""
+config_look_seconds = 2.0
+"""How often its files are looked at where nobody tells of changes."""
+listener_overlap_seconds = 0.1
+"""An address that is left accepts for so long beside the new one."""
+reload_close_seconds_max = 5.0
+"""What the daemon's end waits for a reload that is under way."""

@@ -17,8 +17,8 @@ from llmvisor.errors import StartError
 from llmvisor.lock import EXIT_CONFIG
 
 
-def open_tcp(host: str, port: int) -> socket.socket:
-    """A listening TCP socket; port 0 takes a free one.
+def open_tcp(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """A listening TCP socket; port 0 takes a free one. `shared` with another one that allows it (SO_REUSEPORT).
 
     Raises `StartError`: 1 where the port is taken (by whom, if that can be seen), 78 where the host is none of ours.
     """
@@ -34,6 +34,8 @@ def open_tcp(host: str, port: int) -> socket.socket:
     sock = socket.socket(family, kind, protocol)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind(address)
         sock.listen(limits.listen_backlog)
         sock.setblocking(False)
@@ -89,6 +91,32 @@ def open_unix(path: Path, *, mode: int, group: str | None) -> socket.socket:
     return sock
 
 
+def adopt_socket(fd: int) -> socket.socket:
+    """A listening TCP or Unix socket that whoever started this process has opened, by its descriptor.
+
+    The descriptor is ours from here on: closed with the socket, and not inherited by workers. Raises `StartError`.
+    """
+    try:
+        os.set_inheritable(fd, False)
+        sock = socket.socket(fileno=fd)
+        flaw = _flaw(sock)
+    except OSError as error:
+        raise StartError(f"descriptor {fd}, which was handed over, is no socket: {error.strerror}") from error
+    if flaw is not None:
+        sock.detach()
+        raise StartError(f"descriptor {fd}, which was handed over, {flaw}")
+    sock.setblocking(False)
+    return sock
+
+
+def _flaw(sock: socket.socket) -> str | None:
+    if sock.family not in {socket.AF_INET, socket.AF_INET6, socket.AF_UNIX} or sock.type != socket.SOCK_STREAM:
+        return "is no TCP or Unix stream socket"
+    if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        return "is a socket that does not listen"
+    return None
+
+
 def address_of(sock: socket.socket) -> str:
     """`http://127.0.0.1:8000`, as a client reaches it."""
     host, port = sock.getsockname()[:2]
@@ -101,32 +129,39 @@ class PortFile:
     """The file with the bound port, there for as long as the daemon accepts connections."""
 
     def __init__(self, path: Path | None, port: int) -> None:
-        self._path = path
+        self.path = path
         self._content = b"%d\n" % port
 
     def __enter__(self) -> Self:
-        if self._path is not None:
-            partial = self._path.with_name(f"{self._path.name}.partial")
+        self.write()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.remove()
+
+    def write(self) -> None:
+        """Raises `StartError`."""
+        if self.path is not None:
+            partial = self.path.with_name(f"{self.path.name}.partial")
             try:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self.path.parent.mkdir(parents=True, exist_ok=True)
                 partial.write_bytes(self._content)
-                partial.replace(self._path)
+                partial.replace(self.path)
             except OSError as error:
                 with contextlib.suppress(OSError):
                     partial.unlink()
                 raise StartError(
-                    f"cannot write the port file {self._path}: {error.strerror}",
+                    f"cannot write the port file {self.path}: {error.strerror}",
                     hint="set server.port_file, or start in a folder that you may write to",
                     exit_code=EXIT_CONFIG,
                 ) from error
-        return self
 
-    def __exit__(self, *exc: object) -> None:
+    def remove(self) -> None:
         # Another daemon may have written its own port there since.
-        if self._path is not None:
+        if self.path is not None:
             with contextlib.suppress(OSError):
-                if self._path.read_bytes() == self._content:
-                    self._path.unlink()
+                if self.path.read_bytes() == self._content:
+                    self.path.unlink()
 
 
 def _holder(port: int) -> str:

@@ -20,6 +20,10 @@ from llmvisor import limits
 from llmvisor.errors import StartError
 
 LOCK_FILE = "daemon.lock"
+_UNIX_FLAGS_FIELD = 3
+_UNIX_PATH_FIELD = 7
+_UNIX_LISTENING = b"00010000"
+"""In /proc/net/unix: `__SO_ACCEPTCON`."""
 EXIT_RUNNING = 1
 EXIT_CONFIG = 78
 """`EX_CONFIG` of sysexits.h: starting again without a change is of no use."""
@@ -39,9 +43,15 @@ class DaemonLock:
     cannot be trusted. The kernel lets go of the lock whenever the process ends, however it ends.
     """
 
-    def __init__(self, run_dir: Path, *, socket_path: Path) -> None:
+    def __init__(
+        self, run_dir: Path, *, socket_path: Path, socket_is_ours: bool = True, held_fd: int | None = None
+    ) -> None:
+        """`held_fd` is the descriptor that an earlier run of this process holds the lock with."""
         self._run_dir = run_dir
+        self._held_fd = held_fd
         self._socket_path = socket_path
+        self._socket_is_ours = socket_is_ours
+        """It is a service manager's otherwise, and stays."""
         self._fd: int | None = None
 
     def __enter__(self) -> Self:
@@ -51,18 +61,39 @@ class DaemonLock:
     def __exit__(self, *exc: object) -> None:
         self.release()
 
+    @property
+    def fd(self) -> int:
+        """The descriptor that holds the lock, for a run of this process that follows."""
+        assert self._fd is not None
+        return self._fd
+
     def acquire(self) -> None:
         """Check the folder, take the lock, say who holds it, and remove the socket of a daemon that is gone."""
         secure_directory(self._run_dir)
-        fd = _open_lock_file(self._run_dir / LOCK_FILE)
+        held_fd = self._take_held()
+        fd = _open_lock_file(self._run_dir / LOCK_FILE) if held_fd is None else held_fd
         try:
             _lock(fd)
             _write_holder(fd, Holder(pid=os.getpid(), socket=str(self._socket_path)))
-            remove_stale_socket(self._socket_path)
+            if self._socket_is_ours and held_fd is None:  # else it is open, and handed on as well
+                _refuse_served_socket(self._socket_path)
+                remove_stale_socket(self._socket_path)
         except BaseException:
             os.close(fd)
             raise
         self._fd = fd
+
+    def _take_held(self) -> int | None:
+        """The lock that this process has already, where it is that of the folder's file."""
+        fd, self._held_fd = self._held_fd, None
+        if fd is None:
+            return None
+        with contextlib.suppress(OSError):
+            os.set_inheritable(fd, False)
+            if os.path.samestat(os.fstat(fd), (self._run_dir / LOCK_FILE).stat()):
+                return fd
+            os.close(fd)
+        return None
 
     def release(self) -> None:
         """Let go of the lock. The file stays: unlinking it would let two daemons lock two files of one name."""
@@ -121,6 +152,24 @@ def remove_stale_socket(path: Path) -> None:
     if status.st_uid != os.geteuid():
         _refuse(f"the socket {path} belongs to uid {status.st_uid}", "set control.socket elsewhere")
     path.unlink()
+
+
+def _refuse_served_socket(path: Path) -> None:
+    """Raises `StartError` (1) where somebody else listens on the socket: a service manager, for a daemon to come.
+
+    It is looked up, not connected to: that would start the manager's daemon. Where the system has no list, a socket
+    that is there counts as stale.
+    """
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/net/unix").read_bytes().splitlines():
+            fields = line.split(maxsplit=_UNIX_PATH_FIELD)
+            listens = len(fields) > _UNIX_PATH_FIELD and fields[_UNIX_FLAGS_FIELD] == _UNIX_LISTENING
+            if listens and fields[_UNIX_PATH_FIELD] == os.fsencode(path) and path.exists():
+                raise StartError(
+                    f"another process listens on the control socket {path}",
+                    hint="a service manager? `llmctl service start` starts its daemon, `llmctl service stop` ends that",
+                    exit_code=EXIT_RUNNING,
+                )
 
 
 def read_holder(run_dir: Path) -> Holder | None:

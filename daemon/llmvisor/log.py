@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -51,15 +52,17 @@ class LogSettings(Protocol):
     def max_age_days(self) -> int | float: ...
 
 
-def get_logger(name: str) -> FilteringBoundLogger:
-    """The logger of a module: `log = get_logger(__name__)`; keyword arguments become fields of the line."""
-    return cast("FilteringBoundLogger", structlog.get_logger(name))
+def get_logger(name: str, **fields: object) -> FilteringBoundLogger:
+    """The logger of a module: `log = get_logger(__name__)`; keyword arguments become fields of the line.
+
+    `fields` are of every line. Unlike one that `bind` gives, it takes part when levels change later.
+    """
+    return cast("FilteringBoundLogger", structlog.get_logger(name, **fields))
 
 
 def configure_logging(settings: LogSettings, *, clock: Clock, console_fd: int = CONSOLE_FD) -> LogHub:
     """Send structlog and the standard library's logging through a new hub, which the caller closes at the end."""
     hub = LogHub(settings, clock=clock, console_fd=console_fd)
-    level = hub.level
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -67,15 +70,19 @@ def configure_logging(settings: LogSettings, *, clock: Clock, console_fd: int = 
             structlog.processors.UnicodeDecoder(),
             hub.process,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
         logger_factory=lambda *names: _NamedLogger(str(names[0]) if names else "llmvisor", hub),
         cache_logger_on_first_use=False,
     )
-    root = logging.getLogger()
-    root.handlers = [_ForwardHandler(hub)]
-    # The libraries' debug lines are theirs, not ours.
-    root.setLevel(max(LEVELS[level], logging.INFO))
+    logging.getLogger().handlers = [_ForwardHandler(hub)]
+    _filter_below(hub.level)
     return hub
+
+
+def _filter_below(level: LogLevel) -> None:
+    """What nobody takes is not even made."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]))
+    # The libraries' debug lines are theirs, not ours.
+    logging.getLogger().setLevel(max(LEVELS[level], logging.INFO))
 
 
 class LogHub:
@@ -90,6 +97,8 @@ class LogHub:
         self._recent: deque[LogRecord] = deque(maxlen=limits.log_recent_records_max)
         self._recent_lock = threading.Lock()
         self.hub: Hub[LogRecord] = Hub(limits.subscriber_queue_events_max)
+        self._path = None if settings.file is None else Path(settings.file)
+        self._dropped_before = 0
         self._format = json_line if settings.format == "json" else text_line
 
         def write_console(lines: list[bytes]) -> int:
@@ -112,6 +121,22 @@ class LogHub:
         )
         return _Writer("log-file", LEVELS[settings.file_level], file.write, close=file.close)
 
+    def configure(self, settings: LogSettings) -> None:
+        """Other levels, another format or another file hold from now on. Raises OSError where it cannot be written."""
+        path = None if settings.file is None else Path(settings.file)
+        if path is not None and path != self._path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        console, *files = self._writers
+        self._writers = [console] if path is None else [console, self._file_writer(settings)]
+        for writer in files:  # it writes what it has, and ends
+            writer.stop()
+            self._dropped_before += writer.dropped
+        self._path = path
+        self._format = json_line if settings.format == "json" else text_line
+        console.level = LEVELS[settings.console_level]
+        _filter_below(self.level)
+
     @property
     def level(self) -> LogLevel:
         """The lowest level that anyone takes."""
@@ -121,7 +146,7 @@ class LogHub:
     @property
     def dropped(self) -> int:
         """Records that the console or the file has lost since the start."""
-        return sum(writer.dropped for writer in self._writers)
+        return self._dropped_before + sum(writer.dropped for writer in self._writers)
 
     def recent(self, model: str | None = None, level: LogLevel = "debug") -> list[LogRecord]:
         """The records kept in memory, oldest first, of one model (or all) and of this level or above."""
@@ -166,6 +191,11 @@ class LogHub:
         for writer in self._writers:
             stuck |= not writer.join(max(0.0, deadline - self._clock.monotonic()))
         return not stuck
+
+    def flush(self, *, seconds_max: float) -> bool:
+        """Wait until what is queued is written, for no longer than this; False where something was left."""
+        deadline = self._clock.monotonic() + seconds_max
+        return all([writer.flush(deadline - self._clock.monotonic()) for writer in self._writers])
 
     def _publish(self, record: LogRecord) -> None:
         try:
@@ -219,6 +249,8 @@ class _Writer:
         self._queue: deque[_Line] = deque()
         self._changed = threading.Condition()
         self._stopping = False
+        self._hurried = False
+        self._writing = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -236,6 +268,15 @@ class _Writer:
             self._stopping = True
             self._changed.notify()
 
+    def flush(self, seconds_max: float) -> bool:
+        """Wait until nothing is queued; whether that came to be."""
+        with self._changed:
+            self._hurried = True
+            self._changed.notify_all()
+            done = self._changed.wait_for(lambda: not self._queue and not self._writing, max(0.0, seconds_max))
+            self._hurried = False
+        return done
+
     def join(self, seconds_max: float) -> bool:
         self._thread.join(seconds_max)
         return not self._thread.is_alive()
@@ -246,9 +287,11 @@ class _Writer:
                 lost = self._write([line.data() for line in batch])
             except OSError:  # nobody reads the console any more
                 lost = len(batch)
-            if lost:
-                with self._changed:
-                    self.dropped += lost
+            with self._changed:
+                self.dropped += lost
+                self._writing = False
+                if self._hurried:
+                    self._changed.notify_all()
         if self._close is not None:
             self._close()
 
@@ -256,7 +299,8 @@ class _Writer:
         with self._changed:
             self._changed.wait_for(lambda: self._queue or self._stopping)
             # One wake-up for all that comes within a moment: each costs the loop its turn at the interpreter.
-            self._changed.wait_for(lambda: self._stopping, limits.log_linger_seconds)
+            self._changed.wait_for(lambda: self._stopping or self._hurried, limits.log_linger_seconds)
+            self._writing = True
             return [self._queue.popleft() for _ in range(min(len(self._queue), limits.log_batch_records_max))]
 
 

@@ -17,7 +17,7 @@ MASK = "****"
 
 _SECRET_NAME = re.compile(r"key|token|secret|password|authorization", re.IGNORECASE)
 # What looks like a credential wherever it stands: a bearer header, or a key in the shape that most services use.
-_SECRET_TEXT = re.compile(r"(?i)(\bbearer\s+)[^\s\"',]{8,}|\b(sk-|hf_)[A-Za-z0-9_\-]{12,}")
+_SECRET_TEXT = re.compile(r"(?i)(\bbearer\s+)[^\s\"',]{8,}|\b(sk-|hf_|llmv-)[A-Za-z0-9_\-]{12,}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _NEEDS_QUOTES = re.compile(r"[\s=\"\\]|^$")
 _NAMED_ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}

@@ -56,6 +56,12 @@ class UsageRecorder:
             raise StoreUnavailable("the store does not answer", hint="is its disk well?") from None
         return await self._records.sums(group_by, since=since)
 
+    async def flush(self) -> None:
+        """Write what there is now, if that is possible at once; it is kept otherwise."""
+        with suppress(StoreUnavailable, TimeoutError):
+            async with asyncio.timeout(limits.store_close_seconds_max):
+                await self._flush()
+
     async def close(self) -> None:
         """Write what is left, if that is possible at once."""
         self._closed = True

@@ -5,8 +5,8 @@ Three threads call a backend. The *engine* thread is the process's main thread: 
 `detokenize` and `apply_template`, so that a long prompt holds up nobody's decoding. The *reader* thread calls `cancel`,
 `pause`, `resume` and `set_threads`, and the *tick* thread `progress`: those only set or read plain values.
 
-`Backend` is what all of them have. What only some can do stands in protocols of its own (`Constrains`, `Encodes`,
-`SharesCores`): the host asks with `isinstance`, and refuses what a backend does not have.
+`Backend` is what all of them have. What only some can do stands in protocols of its own (`Constrains`, `Resumes`,
+`Encodes`, `SharesCores`): the host asks with `isinstance`, and refuses what a backend does not have.
 """
 
 from __future__ import annotations
@@ -98,7 +98,10 @@ class Backend(Protocol):
         ...
 
     def generate(self, request: Generate, prompt_tokens: list[int], constraint: Constraint | None = None) -> None:
-        """Take a request in; its deltas come out of `step`. Raises `RequestError`."""
+        """Take a request in; its deltas come out of `step`. Raises `RequestError`.
+
+        Where `request.resumed` says so (to a backend that `Resumes` alone) nothing that was sent comes again.
+        """
         ...
 
     def step(self) -> list[Report]:
@@ -139,6 +142,13 @@ class Constrains(Protocol):
 
 
 @runtime_checkable
+class Resumes(Protocol):
+    """A backend that goes on with what another worker began: it knows `Generate.resumed`."""
+
+    resumes: Literal[True]
+
+
+@runtime_checkable
 class Encodes(Protocol):
     """A backend that gives embeddings or scores of pairs. What it cannot give it refuses with `RequestError`."""
 
@@ -151,6 +161,15 @@ class Encodes(Protocol):
 
         A request that is cancelled gets no answer but an empty last one. Raises `RequestError`.
         """
+        ...
+
+
+@runtime_checkable
+class Trims(Protocol):
+    """A backend that keeps something only to be faster."""
+
+    def trim(self) -> None:
+        """Give it up: memory runs low. The engine's thread calls this."""
         ...
 
 

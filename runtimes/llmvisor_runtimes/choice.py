@@ -13,7 +13,8 @@ from typing import Protocol
 
 from llmvisor_runtimes.backend import RequestError
 from llmvisor_runtimes.output import OutputParser, Parts
-from llmvisor_runtimes.protocol import Delta, Done, FinishReason, Generate, TokenLogprob
+from llmvisor_runtimes.protocol import Delta, Done, FinishReason, Generate, Resumed, TokenLogprob
+from llmvisor_runtimes.resumption import not_resumable, sent_tokens
 from llmvisor_runtimes.text import TextAssembler
 
 
@@ -104,6 +105,7 @@ class ChoiceText:
 
     __slots__ = (
         "_assembler",
+        "_echoed",
         "_generate",
         "_held_logprobs",
         "_marks",
@@ -138,6 +140,8 @@ class ChoiceText:
         """The prompt's, and those written."""
         self.finish: FinishReason | None = None
         self.echo_due = generate.echo
+        self._echoed = 0
+        """So many tokens of the prompt have been sent already."""
         self._generate = generate
         self._usage = usage
         self._vocabulary = vocabulary
@@ -162,6 +166,39 @@ class ChoiceText:
         """How many tokens may still be written."""
         return self._tokens_left
 
+    @property
+    def logprobs_held(self) -> int:
+        """So many of the last tokens' log-probabilities wait for their text to be certain."""
+        return len(self._held_logprobs)
+
+    def replay(self, resumed: Resumed) -> list[int]:
+        """Go on behind what another worker has sent, nothing of which comes again; gives the tokens that it wrote.
+
+        Log-probabilities that are still held are unknown until `set_logprob` tells. Raises `RequestError`.
+        """
+        self._echoed, written = sent_tokens(self._generate, resumed, self.tokens)
+        self._vocabulary.check(written, "resumed")
+        self.echo_due = self.echo_due and self._echoed < self._prompt_tokens
+        self.finish = resumed.finish
+        if self.finish is not None:
+            self._usage.completion_tokens += len(written)
+            return written
+        left = self._tokens_left - len(written)
+        self._tokens_left = len(written) + 1  # so many had their place there, whatever there is room for here
+        unknown = None if self._generate.logprobs is None else TokenLogprob(-1, b"", None, [])
+        for place, token in enumerate(written):
+            self.take(token, unknown)
+            if self.finish is not None:
+                raise not_resumable(f"choice {self.index} ended with token {place}, and has {len(written)}")
+        self._tokens_left = left
+        return written
+
+    def set_logprob(self, place: int, logprob: TokenLogprob) -> None:
+        """The log-probability of the token at this place, where it is one of those held."""
+        held = place - (len(self.tokens) - len(self._held_logprobs))
+        if held >= 0:
+            self._held_logprobs[held] = (self._held_logprobs[held][0], logprob)
+
     def echo(self, prompt_logprobs: list[TokenLogprob]) -> Delta:
         """The prompt itself, once it has been computed."""
         self.echo_due = False
@@ -171,12 +208,17 @@ class ChoiceText:
         text = b"".join(map(vocabulary.written_piece, shown)).decode("utf-8", "replace")
         if not self.wants_token:
             self.finish = "length"
-        return Delta(self._generate.id, self.index, text, prompt, finish=self.finish, logprobs=prompt_logprobs)
+        # Where it was cut between two frames, the text was in none of those sent: `split.split_step`.
+        sent = self._echoed
+        return Delta(
+            self._generate.id, self.index, text, prompt[sent:], finish=self.finish, logprobs=prompt_logprobs[sent:]
+        )
 
     def nothing_wanted(self) -> Delta:
-        """The only delta of a choice of no tokens."""
+        """The last delta of a choice that may have no (further) token."""
         self.finish = "length"
-        return Delta(self._generate.id, self.index, "", [], finish="length")
+        self._held_logprobs.clear()
+        return self._delta(self._assembler.flush(), [], [])
 
     def cancelled(self) -> Delta:
         """The last delta of a choice that was cancelled."""
@@ -208,12 +250,12 @@ class ChoiceText:
         if assembler.stopped:
             self.finish = "stop"
         logprobs = self._released_logprobs(text) if self._held_logprobs else []
-        return self._delta(text, token, logprobs)
+        return self._delta(text, [token], logprobs)
 
-    def _delta(self, text: str, token: int, logprobs: list[TokenLogprob]) -> Delta:
+    def _delta(self, text: str, tokens: list[int], logprobs: list[TokenLogprob]) -> Delta:
         parser = self._parser
         if parser is None:
-            return Delta(self._generate.id, self.index, text, [token], self.finish, logprobs)
+            return Delta(self._generate.id, self.index, text, tokens, self.finish, logprobs)
         parts = parser.feed(text) if text else Parts()
         if self.finish is not None:
             parts = _joined(parts, parser.finish())
@@ -223,7 +265,7 @@ class ChoiceText:
             self._generate.id,
             self.index,
             parts.text,
-            [token],
+            tokens,
             self.finish,
             logprobs,
             parts.reasoning,

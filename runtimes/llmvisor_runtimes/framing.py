@@ -39,9 +39,14 @@ class FrameReader(Generic[T]):
     frame, after which the stream cannot be trusted any more.
     """
 
-    def __init__(self, decoder: msgspec.msgpack.Decoder[T]) -> None:
+    def __init__(self, decoder: msgspec.msgpack.Decoder[T], begun: bytes = b"") -> None:
         self._decoder = decoder
-        self._buffer = bytearray()
+        self._buffer = bytearray(begun)
+
+    @property
+    def rest(self) -> bytes:
+        """What has come of a frame that is not whole yet."""
+        return bytes(self._buffer)
 
     def feed(self, data: bytes) -> Iterator[T]:
         """The frames that `data` completes."""

@@ -12,6 +12,7 @@ whatever the others do.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import queue
@@ -20,9 +21,10 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 
 from llmvisor_runtimes import limits, parent_death
-from llmvisor_runtimes.backend import Backend, Encodes, LoadError, RequestError, SharesCores
+from llmvisor_runtimes.backend import Backend, Encodes, LoadError, RequestError, Resumes, SharesCores, Trims
 from llmvisor_runtimes.load_progress import LoadReporter
 from llmvisor_runtimes.pipes import Pipes, UsesPipes
 from llmvisor_runtimes.prompts import EngineRequest, Prepared, Prompted, PromptThread, check_request, internal_error
@@ -31,6 +33,7 @@ from llmvisor_runtimes.protocol import (
     Cancel,
     Close,
     Command,
+    Confined,
     Failed,
     Generate,
     Hello,
@@ -43,6 +46,7 @@ from llmvisor_runtimes.protocol import (
     SetThreads,
     Tick,
     TokenPrompt,
+    Trim,
 )
 from llmvisor_runtimes.waiting import WaitingRequests, cancelled_report
 
@@ -57,18 +61,23 @@ class _Cancelled:
         self.request = request
 
 
+class _Trim:
+    """Memory runs low."""
+
+
 class _Wake:
     """Something changed in the backend: look again whether there is a step to do."""
 
 
-_Item = Load | Close | Prompted | Prepared | _Cancelled | _Wake
+_Item = Load | Close | Prompted | Prepared | _Cancelled | _Trim | _Wake
 
 
 class Host:
     """Drives one backend from `run` until the daemon closes it."""
 
-    def __init__(self, backend: Backend, pipes: Pipes) -> None:
+    def __init__(self, backend: Backend, pipes: Pipes, confined: Confined | None = None) -> None:
         self._backend = backend
+        self._confined = confined
         self._pipes = pipes
         if isinstance(backend, UsesPipes):
             backend.pipes = pipes
@@ -93,7 +102,7 @@ class Host:
         return os.EX_OK
 
     def _hello(self) -> Hello:
-        return Hello(PROTOCOL_VERSION, self._backend.name, self._backend.version(), os.getpid())
+        return Hello(PROTOCOL_VERSION, self._backend.name, self._backend.version(), os.getpid(), self._confined)
 
     # ------------------------------------------------------------------------------------------- engine thread
 
@@ -123,20 +132,28 @@ class Host:
             items.append(inbox.get())
         return items
 
-    def _handle(self, item: Load | Prompted | Prepared | _Cancelled | _Wake) -> None:
+    def _handle(self, item: Load | Prompted | Prepared | _Cancelled | _Trim | _Wake) -> None:
         if isinstance(item, Prompted | Prepared):
             self._begin(item)
         elif isinstance(item, _Cancelled):
             self._pipes.send([cancelled_report(item.request)])
         elif isinstance(item, Load):
             self._load(item)
+        elif isinstance(item, _Trim):
+            self._trim()
+
+    def _trim(self) -> None:
+        if self._loaded and isinstance(self._backend, Trims):
+            self._backend.trim()
+        gc.collect()
+        free_unused_memory()
 
     def _begin(self, item: Prompted | Prepared) -> None:
         backend, request = self._backend, item.request
 
         def take() -> None:
             if isinstance(item, Prompted):
-                check_request(item.request)
+                check_request(item.request, resumes=isinstance(backend, Resumes))
                 backend.generate(item.request, item.tokens, item.constraint)
             elif isinstance(backend, Encodes):
                 backend.encode(item.request, item.prepared)
@@ -188,6 +205,8 @@ class Host:
                 self._backend.set_threads(command.count)
         elif isinstance(command, Load):
             self._begin_load(command)
+        elif isinstance(command, Trim):
+            self._inbox.put(_Trim())
         elif isinstance(command, Close):
             self._close()
         else:
@@ -269,6 +288,12 @@ def rss_bytes() -> int:
         import resource  # noqa: PLC0415 - only where /proc is absent
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def free_unused_memory() -> None:
+    """Give the system back what the C library keeps of freed memory, where it is glibc."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _or_crash(target: Callable[[], None]) -> None:

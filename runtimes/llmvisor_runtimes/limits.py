@@ -311,3 +311,11 @@ sounds_seconds_max = 3600.0
 
 sound_samples_min = 160
 """The shortest: 10 ms. libmtmd takes a sound of one sample for a mistake of its caller's, and ends the process."""
+
+# -- what a worker may do
+
+processes_spare_max = 4096
+"""A worker may start so many threads and processes more than the machine has when it begins."""
+
+model_links_max = 1000
+"""Files of a model's folder that are looked at for symbolic links."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -54,7 +54,7 @@ class MockOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Between two tokens of one choice."""
     prefill_ms_per_token: _NonNegative = 0
     load_seconds: _NonNegative = 0
-    tokens_per_step: _Positive = 1
+    tokens_per_step: Annotated[int, msgspec.Meta(ge=1, le=limits.delta_tokens_split)] = 1
     """Tokens that each choice gets in one step."""
     reply_tokens: _Positive | None = None
     """After so many a reply ends by itself; None goes on to `max_tokens`, by default 64."""
@@ -69,6 +69,7 @@ class MockBackend:
     """See the module; `clock` and `sleep` count in seconds."""
 
     name = "mock"
+    resumes: Literal[True] = True
 
     def __init__(
         self, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep
@@ -184,7 +185,8 @@ class MockBackend:
             script=script(request, self._options.reply),
         )
         self._requests[request.id] = state
-        self._queue.extend(state.sequences)
+        self._queue.extend(sequence for sequence in state.sequences if not sequence.ended)
+        self._end(state)
 
     def step(self) -> list[Report]:
         self._steps += 1
@@ -204,6 +206,9 @@ class MockBackend:
             self._active = [sequence for sequence in self._active if not sequence.ended]
         return self._collect() + self._encoder.step()
 
+    def trim(self) -> None:
+        self._cached_prompts.clear()
+
     def prepare(self, request: Embed | Score) -> EncoderInputs:
         return self._encoder.prepare(request)
 
@@ -217,7 +222,7 @@ class MockBackend:
         return min((wait for wait in waits if wait is not None), default=None)
 
     def _generation_wait_seconds(self) -> float | None:
-        if self._cancelled or (self._queue and len(self._active) < self._slots):
+        if self._cancelled or self._done or (self._queue and len(self._active) < self._slots):
             return 0.0
         paused = self._paused
         due = [sequence.due for sequence in self._active if sequence.request.id not in paused]
@@ -273,7 +278,8 @@ class MockBackend:
             request.cached_tokens = max(0, min(max(common, default=0), len(request.prompt) - 1))
             if prompt not in self._cached_prompts:
                 self._cached_prompts.append(prompt)
-        computed = len(request.prompt) - request.cached_tokens
+        # Of one that goes on, what was written before is computed again too.
+        computed = max(sequence.tokens_held for sequence in request.sequences) - request.cached_tokens
         self._tokens += computed
         request.prefill_began = now
         delay_ms = self._options.prefill_ms_per_token
@@ -295,7 +301,10 @@ class MockBackend:
             self._forget(request)
             return
         before = sequence.left
-        self._deltas.append(sequence.advance(count))
+        if (echo := sequence.echo()) is not None:
+            self._deltas.append(echo)
+        if not sequence.ended:
+            self._deltas.append(sequence.advance(count))
         self._tokens += before - sequence.left
         if request.first_token_at is None:
             request.first_token_at = now

@@ -7,6 +7,7 @@ other requests. A call that is required, and a grammar, go before both.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import msgspec
 
@@ -14,7 +15,7 @@ from llmvisor_runtimes.backend import RequestError
 from llmvisor_runtimes.mock_instance import PARAM, minimal_instance
 from llmvisor_runtimes.output import OutputParser
 from llmvisor_runtimes.protocol import ChatPrompt, Generate, Grammar, TextPrompt
-from llmvisor_runtimes.toolcalls import make_parser
+from llmvisor_runtimes.toolcalls import call_id, make_parser
 
 FAMILY = "hermes:think"
 _IN_PROMPT = re.compile(r"\[\[reply:(.*?)\]\]", re.DOTALL)
@@ -50,12 +51,12 @@ def script(request: Generate, reply: str | None) -> str | None:
     return own[1] if own else reply
 
 
-def script_parser(request: Generate) -> OutputParser | None:
-    """Takes the set reply of a conversation apart."""
+def script_parser(request: Generate, new_id: Callable[[], str] = call_id) -> OutputParser | None:
+    """Takes the set reply of a conversation apart; `new_id` gives the ids of its calls."""
     prompt = request.prompt
     if not isinstance(prompt, ChatPrompt) or (request.grammar is not None and prompt.tool_choice != "required"):
         return None
-    return make_parser(prompt, FAMILY, "")
+    return make_parser(prompt, FAMILY, "", new_id)
 
 
 def _asked(prompt: ChatPrompt | TextPrompt) -> str:

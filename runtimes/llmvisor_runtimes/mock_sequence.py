@@ -7,6 +7,7 @@ from llmvisor_runtimes.failpoints import Passage
 from llmvisor_runtimes.mock_script import ScriptedReply, script_parser
 from llmvisor_runtimes.output import Parts
 from llmvisor_runtimes.protocol import Delta, Done, FinishReason, Generate, TokenLogprob
+from llmvisor_runtimes.resumption import ids_of_calls, not_resumable, sent_before, sent_tokens
 from llmvisor_runtimes.text import TextAssembler
 
 MAX_TOKENS_DEFAULT = 64
@@ -32,7 +33,7 @@ class MockRequest:
     ) -> None:
         """`room` is what the context has left for the reply; `passage` is what the failpoints have for it.
 
-        `script` is the reply where it is set.
+        `script` is the reply where it is set. Raises `RequestError` where it has begun in a way that is not the mock's.
         """
         self.script = ScriptedReply(script) if script is not None else None
         self.id = generate.id
@@ -69,7 +70,8 @@ class MockSequence:
     """One choice of a request."""
 
     __slots__ = (
-        "_assembler", "_finish", "_number", "_parser", "_reply", "began", "due", "ended", "index", "left", "request",
+        "_assembler", "_echoed", "_finish", "_number", "_parser", "_reply", "began", "due", "ended", "index", "left",
+        "request",
     )  # fmt: skip
 
     def __init__(self, request: MockRequest, index: int, left: int, finish: FinishReason) -> None:
@@ -90,7 +92,10 @@ class MockSequence:
         self._number: int = self._reply.first_number
         self._finish: FinishReason = finish
         self._assembler = TextAssembler(generate.stop) if generate.stop or scripted else None
-        self._parser = script_parser(generate) if scripted else None
+        resumed = sent_before(generate, index)
+        self._parser = script_parser(generate, ids_of_calls(resumed)) if scripted else None
+        self._echoed, written = sent_tokens(generate, resumed, request.prompt)
+        self._replay(written, resumed.finish)
 
     @property
     def completion_tokens(self) -> int:
@@ -105,9 +110,6 @@ class MockSequence:
     def advance(self, count: int) -> Delta:
         """The next `count` tokens, or as many as are left."""
         request = self.request
-        generate = request.generate
-        if not self.began and generate.echo:
-            return self._begin_with_echo(count)
         self.began = True
         if self._assembler is not None:
             return self._advance_to_stop(self._assembler, count)
@@ -122,25 +124,37 @@ class MockSequence:
             finish = self._finish
         return Delta(request.id, self.index, text, tokens, finish, self._logprobs(tokens))
 
+    def echo(self) -> Delta | None:
+        """The prompt, where it is due: before the first token of the reply."""
+        request = self.request
+        prompt = request.prompt
+        if self.began or not request.generate.echo or self._echoed == len(prompt):
+            return None
+        text = b"".join([mock_text.piece(token) for token in prompt]).decode("utf-8", "replace")
+        logprobs = self._logprobs(prompt)
+        if logprobs:
+            logprobs[0] = TokenLogprob(prompt[0], mock_text.piece(prompt[0]), None, [])
+        self.began = True
+        self.ended = not self.left
+        finish = self._finish if self.ended else None
+        # Of an echo in several frames the last one brings the text.
+        return Delta(request.id, self.index, text, prompt[self._echoed :], finish, logprobs[self._echoed :])
+
     def cancel(self) -> Delta:
         """The last delta of a choice that is cancelled, with the text held back for stop strings."""
         self.ended = True
         held = self._assembler.flush() if self._assembler else ""
         return self._delta(held, [], "cancelled")
 
-    def _begin_with_echo(self, count: int) -> Delta:
-        """The prompt and the first tokens in one delta."""
-        self.began = True
-        request = self.request
-        prompt = request.prompt
-        text = b"".join([mock_text.piece(token) for token in prompt]).decode("utf-8", "replace")
-        reply = self.advance(count)
-        logprobs = self._logprobs(prompt)
-        if logprobs:
-            logprobs[0] = TokenLogprob(prompt[0], mock_text.piece(prompt[0]), None, [])
-        return Delta(
-            request.id, self.index, text + reply.text, prompt + reply.tokens, reply.finish, logprobs + reply.logprobs
-        )
+    def _replay(self, written: list[int], finish: FinishReason | None) -> None:
+        """Go on behind what another worker wrote. Raises `RequestError` where the mock would have written else."""
+        said = self.advance(len(written)).tokens if written else []
+        if said != written:
+            raise not_resumable(f"the mock wrote {said} and not {written}")
+        if self.ended and finish is None:
+            raise not_resumable(f"choice {self.index} has ended with token {len(written)}")
+        self.began = False
+        self.ended = finish is not None
 
     def _advance_to_stop(self, assembler: TextAssembler, count: int) -> Delta:
         """Token by token, since a stop string may end the choice in the middle."""

@@ -10,7 +10,7 @@ from llmvisor_runtimes.output import OutputParser
 from llmvisor_runtimes.protocol import ChatPrompt, Generate, Grammar
 from llmvisor_runtimes.structured import Constraint
 from llmvisor_runtimes.structured.compiler import GrammarCompiler
-from llmvisor_runtimes.toolcalls import make_parser, markers, tool_grammar
+from llmvisor_runtimes.toolcalls import call_id, make_parser, markers, tool_grammar
 
 _OPENING_TOKENS = 32
 """So much of a prompt's end tells how the answer begins."""
@@ -40,15 +40,18 @@ class OutputFormat:
         self.marks = _mark_tokens(vocabulary, family)
         """Special tokens that are written out for a parser or a grammar, and otherwise never seen."""
 
-    def parser(self, request: Generate, prompt: list[int]) -> OutputParser | None:
-        """A parser for one choice of a conversation; None where its text is taken as it is."""
+    def parser(self, request: Generate, prompt: list[int], new_id: Callable[[], str] = call_id) -> OutputParser | None:
+        """A parser for one choice of a conversation; None where its text is taken as it is.
+
+        `new_id` gives the ids of tool calls.
+        """
         conversation = request.prompt
         if not isinstance(conversation, ChatPrompt):
             return None
         if request.grammar is not None and not requires_call(conversation):
             return None
         opening = [token for token in prompt[-_OPENING_TOKENS:] if token >= 0]  # others stand for images
-        return make_parser(conversation, self.family, self._vocabulary.detokenize(opening))
+        return make_parser(conversation, self.family, self._vocabulary.detokenize(opening), new_id)
 
 
 class Grammars:

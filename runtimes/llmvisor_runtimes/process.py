@@ -10,10 +10,12 @@ import os
 import resource
 import signal
 import sys
+import tempfile
 from typing import NoReturn
 
 from llmvisor_runtimes import limits, parent_death
 from llmvisor_runtimes.backend import ENTRY_POINT_GROUP, Backend
+from llmvisor_runtimes.confinement import Wanted, confine
 from llmvisor_runtimes.host import EXIT_CRASHED, Host
 from llmvisor_runtimes.pipes import Pipes
 
@@ -36,11 +38,19 @@ def main(argv: list[str]) -> int:
     _set_limits(open_files_max=arguments.open_files_max, oom_score_adj=arguments.oom_score_adj)
     _set_signals()
     _send_output_to_log()
+    confined = None
+    if arguments.sandbox is not None:
+        # Before anything else is imported: threads that engines start by then would go free.
+        _set_places(arguments.write)
+        confined = confine(Wanted(arguments.read, arguments.write))
+        if arguments.sandbox == "required" and confined.missing:
+            _log(f"the sandbox is required, and not all of it can be had: {'; '.join(confined.missing)}")
+            return EXIT_PERMANENT
     pipes = Pipes(read_fd=arguments.read_fd, write_fd=arguments.write_fd)
     backend = _find_backend(arguments.backend)
     if backend is None:
         return EXIT_PERMANENT
-    code = Host(backend, pipes).run()
+    code = Host(backend, pipes, confined).run()
     sys.stderr.flush()
     # Not `sys.exit`: an interpreter that shuts down around an engine's own threads can hang or crash.
     os._exit(code)
@@ -55,6 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--nonce", required=True, help="tells this process from a later one with the same pid")
     parser.add_argument("--oom-score-adj", type=int, help="see proc(5)")
     parser.add_argument("--open-files-max", type=int, help="soft limit of open files")
+    parser.add_argument("--sandbox", choices=("auto", "required"), help="give up what a worker does not need")
+    parser.add_argument("--read", action="append", default=[], help="a file or folder of the model")
+    parser.add_argument("--write", action="append", default=[], help="a folder of this worker's own")
     return parser
 
 
@@ -79,6 +92,16 @@ def _set_limits(*, open_files_max: int | None, oom_score_adj: int | None) -> Non
         # Lowering it needs a privilege, and other systems have none of it.
         with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as score:
             score.write(str(oom_score_adj))
+
+
+def _set_places(own: list[str]) -> None:
+    """Keep libraries from the network, and from folders that are not the worker's: it could not write there."""
+    temporary = tempfile.gettempdir()
+    # What is compiled for a GPU takes minutes: it is kept where the first folder is.
+    os.environ.setdefault("CUDA_CACHE_PATH", os.path.join(own[0] if own else temporary, "cuda"))
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    for name, folder in (("HF_MODULES_CACHE", "modules"), ("TRITON_CACHE_DIR", "triton"), ("MPLCONFIGDIR", "mpl")):
+        os.environ.setdefault(name, os.path.join(temporary, folder))
 
 
 def _set_signals() -> None:

@@ -29,6 +29,7 @@ from llmvisor_runtimes.protocol import (
     TokenPrompt,
     Tokens,
 )
+from llmvisor_runtimes.resumption import check_resumed
 from llmvisor_runtimes.structured import Constraint
 from llmvisor_runtimes.waiting import WaitingRequests
 
@@ -215,8 +216,11 @@ def internal_error(command: PromptCommand, error: Exception) -> Failed:
     return Failed(command.id, "internal_error", f"{type(error).__name__}: {error}")
 
 
-def check_request(request: Generate) -> None:
-    """Refuse what is over the worker's own bounds, whatever the daemon let through. Raises `RequestError`."""
+def check_request(request: Generate, *, resumes: bool = True) -> None:
+    """Refuse what is over the worker's own bounds, whatever the daemon let through. Raises `RequestError`.
+
+    `resumes`: its backend goes on with what another worker began.
+    """
     bounds = (
         ("n", request.n, 1, limits.choices_max),
         ("stop", len(request.stop), 0, limits.stop_strings_max),
@@ -227,3 +231,4 @@ def check_request(request: Generate) -> None:
             raise RequestError("invalid_value", f"{param} is {value}, outside {least} to {most}", param)
     if request.max_tokens is not None and request.max_tokens < 0:
         raise RequestError("invalid_value", f"max_tokens is {request.max_tokens}, below 0", "max_tokens")
+    check_resumed(request, resumes=resumes)

@@ -14,7 +14,7 @@ from tests.support.fake_control import RUNTIME, TIME, job, record
 from tests.support.http_front import Served, served
 from tests.support.polling import eventually
 
-from llmvisor.control.api import DaemonStatus, Event, Job, LogRecord, RuntimeStatus
+from llmvisor.control.api import DaemonStatus, Event, Job, LogRecord, RuntimeStatus, UpgradeRequest
 from llmvisor.http.settings import HttpSettings
 from llmvisor.jobs.history import JobEvent
 
@@ -268,6 +268,20 @@ async def test_shutdown_begins_once_asked_for(front: Served) -> None:
     assert front.control.shutdowns == 0
     assert (await front.manage("POST", "/shutdown", json={})).status == 202
     assert front.control.shutdowns == 1
+
+
+async def test_upgrade_begins_once_asked_for(front: Served) -> None:
+    """202 with how it stands; with a body or without; what is no bound is refused, and TCP has no such path."""
+    assert (await front.manage("POST", "/restart", json={"timeout_seconds": -1})).status == 400
+    assert (await front.manage("POST", "/restart", json={"timeout": 1})).status == 400
+    assert front.control.restarts == []
+    answer = await front.manage("POST", "/restart")
+    assert (answer.status, await answer.json()) == (
+        202,
+        {"state": "checking", "attempts": 1, "completed": 0, "reason": None},
+    )
+    await front.manage("POST", "/restart", json={"timeout_seconds": 5, "force": True})
+    assert front.control.restarts == [UpgradeRequest(), UpgradeRequest(5, force=True)]
 
 
 async def test_inference_answers_on_the_unix_socket_too(front: Served) -> None:

@@ -12,6 +12,12 @@ from tests.support import fake_daemon as fake
 from tests.support.fake_daemon import FakeDaemon, as_object
 from tests.support.llmctl_process import llmctl
 
+REPORT = {
+    "time": "2026-01-01T00:00:00+00:00",
+    "cause": "request",
+    "outcome": "applied",
+    "summary": "changed server.port",
+}
 TEXT = "# mine\nserver:\n  port: 8000   # PORT\n"
 
 
@@ -29,19 +35,21 @@ def daemon(tmp_path: Path, file: Path) -> Iterator[FakeDaemon]:
     with FakeDaemon(tmp_path / "s") as daemon:
         daemon.answer("GET", "/llm/status", fake.daemon_status(config_file=str(file)))
         daemon.answer("POST", "/config/check", {"valid": True, "problems": []})
+        daemon.answer("POST", "/config/reload", REPORT)
         daemon.items("/config", [{"path": "server.port", "value": 8000, "layer": "file", "origin": "config.yaml:3"}])
         yield daemon
 
 
 def test_set_changes_the_daemons_file_and_keeps_its_comments(daemon: FakeDaemon, file: Path) -> None:
-    """The whole new text was checked under the file's own name; mode and neighbours stay; a restart is said to do."""
+    """The whole new text was checked under the file's own name; mode and neighbours stay; the daemon is told."""
     ended = llmctl(daemon.socket_path, "config", "set", "server.port", "9000")
-    assert (ended.code, ended.stdout) == (0, f"server.port is 9000 in {file} (it was 8000)\n")
+    said = f"server.port is 9000 in {file} (it was 8000)\nchanged server.port\n"
+    assert (ended.code, ended.stdout) == (0, said)
+    assert len(daemon.asked("POST", "/config/reload")) == 1
     assert file.read_text() == TEXT.replace("8000", "9000")
     assert as_object(daemon.asked("POST", "/config/check")[0]) == {"text": file.read_text(), "name": str(file)}
     assert file.stat().st_mode & 0o777 == 0o640
     assert os.listdir(file.parent) == ["config.yaml"]
-    assert "when llmvisor is started again" in ended.stderr
 
 
 def test_set_shows_what_is_called_like_a_secret_and_is_none(daemon: FakeDaemon) -> None:
@@ -150,3 +158,13 @@ def test_set_without_any_file_says_how_to_get_one(daemon: FakeDaemon, tmp_path: 
     ended = llmctl(daemon.socket_path, "config", "set", "server.port", "1", env=home, cwd=tmp_path)
     assert ended.code == 1
     assert "llmctl config init" in ended.stderr
+
+
+def test_set_in_another_file_than_the_daemons_waits_for_a_start_with_it(daemon: FakeDaemon, tmp_path: Path) -> None:
+    """The daemon is not asked to do anything, and that is said."""
+    other = tmp_path / "other.yaml"
+    other.write_text(TEXT)
+    ended = llmctl(daemon.socket_path, "config", "set", "server.port", "9000", "--file", str(other))
+    assert ended.code == 0
+    assert "it takes effect when llmvisor is started with this file" in ended.stderr
+    assert daemon.asked("POST", "/config/reload") == []

@@ -155,12 +155,11 @@ def test_shutdown_waits_until_the_process_is_gone(daemon: FakeDaemon) -> None:
     """1. It is asked to stop. 2. Its socket goes, its process lives on. 3. It ends. Result: then it is done."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
         daemon.answer("GET", "/llm/status", fake.daemon_status(pid=other.pid))
-        daemon.answer("GET", "/health", {"status": "unhealthy", "timestamp": fake.START}, status=503)
         daemon.answer("POST", "/shutdown", {})
         with subprocess.Popen(
             command("shutdown", "--wait"), stdout=subprocess.PIPE, env=environment(daemon.socket_path)
         ) as process:
-            while not daemon.asked("GET", "/health"):
+            while not daemon.asked("POST", "/shutdown"):
                 assert process.poll() is None
             daemon.close()
             with pytest.raises(subprocess.TimeoutExpired):
@@ -181,3 +180,37 @@ def test_shutdown_gives_up_after_its_timeout(daemon: FakeDaemon) -> None:
     ended = llmctl(daemon.socket_path, "shutdown", "--wait", "--timeout", "0.3")
     assert ended.code == 5
     assert "still runs" in ended.stderr
+
+
+def upgrade(state: str, completed: int = 0, reason: str | None = None) -> dict[str, object]:
+    """An UpgradeStatus of the first attempt."""
+    return {"state": state, "attempts": 1, "completed": completed, "reason": reason}
+
+
+def test_restart_daemon_waits_until_the_new_program_serves(daemon: FakeDaemon) -> None:
+    """It asks with its bound, and says that it is done."""
+    daemon.answer("POST", "/restart", upgrade("checking"), status=202)
+    daemon.answer("GET", "/llm/status", fake.daemon_status(upgrade=upgrade("none", 1)))
+    ended = llmctl(daemon.socket_path, "restart-daemon", "--within", "5", "--force")
+    assert (ended.code, ended.stdout) == (0, "llmvisor runs its program anew; the models stayed loaded\n")
+    assert json.loads(daemon.asked("POST", "/restart")[0].body) == {"timeout_seconds": 5.0, "force": True}
+
+
+def test_restart_daemon_tells_why_the_old_program_goes_on(daemon: FakeDaemon) -> None:
+    """Exit code 1, whatever the reason holds."""
+    daemon.answer("POST", "/restart", upgrade("checking"), status=202)
+    daemon.answer("GET", "/llm/status", fake.daemon_status(upgrade=upgrade("failed", 0, "no\x1b[31m way")))
+    ended = llmctl(daemon.socket_path, "restart-daemon")
+    assert (ended.code, ended.stdout) == (1, "")
+    assert "goes on with its old program: no[31m way" in ended.stderr
+
+
+def test_restart_daemon_gives_up_waiting_after_its_timeout(daemon: FakeDaemon) -> None:
+    """Exit code 5, after it has told what is waited for; the upgrade goes on. With `--no-wait` it does not wait."""
+    daemon.answer("POST", "/restart", upgrade("checking"), status=202)
+    daemon.answer("GET", "/llm/status", fake.daemon_status(upgrade=upgrade("waiting", 0, "light is loading")))
+    ended = llmctl(daemon.socket_path, "restart-daemon", "--timeout", "0.3")
+    assert ended.code == 5
+    assert ended.stderr.count("waiting: light is loading") == 1
+    assert llmctl(daemon.socket_path, "restart-daemon", "--no-wait").code == 0
+    assert "upgrading: light is loading" in llmctl(daemon.socket_path, "status").stdout

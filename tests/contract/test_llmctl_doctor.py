@@ -259,3 +259,28 @@ def test_gpu_whose_driver_program_fails_is_a_problem(monkeypatch: pytest.MonkeyP
     assert [finding.level for finding in findings] == ["problem"]
     program.write_text("#!/bin/sh\necho 'GPU X, 24564 MiB, 550.1'\n")
     assert next(doctor.gpus()).text == "GPU X, 24564 MiB, 550.1"
+
+
+def test_sandbox_that_lacks_something_is_a_note(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What is in force, what is missing and why, and what to do; a probe that says nothing is a problem."""
+    program = tmp_path / "python"
+    monkeypatch.setattr(sys, "executable", str(program))
+    for answer, level, said in (
+        ('{"in_force":["no_new_privs","seccomp"],"missing":["landlock: this kernel has none"]}', "note", "landlock"),
+        ('{"in_force":["no_new_privs","landlock 7","seccomp"]}', "ok", "landlock 7"),
+        ("Killed", "problem", "cannot be tried"),
+    ):
+        program.write_text(f"#!/bin/sh\necho '{answer}'\n")
+        program.chmod(0o700)
+        finding = doctor.sandbox()
+        assert (finding.level, said in finding.text) == (level, True), finding
+        assert (finding.fix is None) == (level == "ok")
+
+
+def test_model_without_a_sandbox_is_a_note(daemon: FakeDaemon) -> None:
+    """Somebody turned it off: told with how to turn it on again."""
+    free = fake.runtime("free", sandbox=None)
+    daemon.answer("GET", "/llm/status", fake.daemon_status(runtimes=[free]))
+    finding = daemon_findings(daemon.socket_path)["sandbox"]
+    assert finding.level == "note"
+    assert finding.fix == "llmctl config set models.free.sandbox auto"

@@ -28,8 +28,10 @@ from llmvisor.control.api import (
     Job,
     LogRecord,
     ModelStatus,
+    Postmortem,
     RegistryModel,
     RuntimeStatus,
+    UpgradeStatus,
     UsageRow,
 )
 from llmvisor.http.management import ShutdownAnswer
@@ -57,6 +59,8 @@ COMMAND_TYPES: dict[tuple[str, ...], Any] = {
     ("jobs", "cancel", "job_01", "job_02"): Page[Job],
     ("jobs", "prune"): Page[Job],
     ("usage",): Page[UsageRow],
+    ("postmortem",): Page[Postmortem],
+    ("postmortem", "light"): Page[Postmortem],
     ("cache",): CacheStats,
     ("cache", "clear"): CacheCleared,
     ("install", "starter"): Job,
@@ -75,6 +79,7 @@ COMMAND_TYPES: dict[tuple[str, ...], Any] = {
     ("config", "show"): Page[ConfigValue],
     ("config", "check", "absent.yaml"): ConfigCheckAnswer,
     ("doctor",): dict[str, Any],
+    ("restart-daemon",): UpgradeStatus,
     ("shutdown",): ShutdownAnswer,
 }
 WITHOUT_JSON = {
@@ -84,6 +89,9 @@ WITHOUT_JSON = {
     "events": "see below",
     "embed": "OpenAI's own answer, see test_llmctl_encode.py",
     "rerank": "the API's own answer, see test_llmctl_encode.py",
+    "service": "see test_llmctl_service.py",
+    "start": "see test_llmctl_service.py",
+    "stop": "see test_llmctl_service.py",
     "run": "OpenAI's own answer, see test_llmctl_talk.py",
 }
 
@@ -105,6 +113,7 @@ def daemon(tmp_path: Path) -> Iterator[FakeDaemon]:
             ("POST", "/internal/cache/clear", {"cleared": 3}),
             ("GET", "/health", {"status": "healthy", "timestamp": fake.START}),
             ("POST", "/shutdown", {"status": "stopping"}),
+            ("POST", "/restart", {"state": "checking", "attempts": 1, "completed": -1, "reason": None}),
         ):
             daemon.answer(method, path, value)
         daemon.items("/llm/models", [model])
@@ -114,6 +123,8 @@ def daemon(tmp_path: Path) -> Iterator[FakeDaemon]:
         daemon.items("/usage", [fake.usage_row()])
         daemon.items("/llm/registry/models", [fake.registry_model()])
         daemon.items("/config", [{"path": "server.port", "value": 1, "layer": "file", "origin": "x"}])
+        daemon.items("/llm/postmortems", [fake.postmortem()])
+        daemon.items("/llm/runtimes/light/postmortems", [fake.postmortem()])
         daemon.stream("GET", "/events", [("job", EVENT)])
         daemon.stream("POST", "/v1/completions", [completion("a"), completion("b"), (None, "[DONE]")])
         yield daemon

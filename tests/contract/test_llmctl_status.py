@@ -184,7 +184,7 @@ def test_show_tells_what_is_known_of_a_model(daemon: FakeDaemon) -> None:
     shown = llmctl(daemon.socket_path, "show", "light").stdout
     assert "capabilities  chat, completion" in shown
     assert "context       4096 of 8192 as trained" in shown
-    assert "memory        about 350 MiB as configured" in shown
+    assert "memory        about 350 MiB predicted, at most 312 MiB measured" in shown
 
 
 def test_jobs_lists_running_and_ended(daemon: FakeDaemon) -> None:

@@ -269,21 +269,21 @@ def test_client_that_leaves_frees_its_place(daemon: Daemon) -> None:
     assert daemon.runtime("slow")["restarts"] == 0
 
 
-def test_worker_that_dies_is_a_503_and_the_next_request_is_served(daemon: Daemon) -> None:
+def test_worker_that_dies_is_a_pause_and_a_text_that_kills_it_is_refused(daemon: Daemon) -> None:
     """As for generations: killed from outside and by what it computes."""
     status, answer = daemon.request(
         "POST", "/v1/embeddings", {"model": "fragile", "input": "[[failpoint: embed=kill(9)]]"}
     )
-    assert (status, answer["error"]["code"]) == (503, "runtime_crashed")
-    post(daemon, "/v1/embeddings", model="fragile", input="after the first crash")
+    assert (status, answer["error"]["code"]) == (422, "poison_request")
+    post(daemon, "/v1/embeddings", model="fragile", input="after the crashes")
     os.kill(daemon.worker_pid("fragile"), signal.SIGKILL)
-    eventually_sync(lambda: daemon.runtime("fragile")["restarts"] == 2, 30, "the crash is noticed")
     assert post(daemon, "/v1/rerank", model="fragile", query="word", documents=["word"])["data"][0]["score"] > 0.5
+    eventually_sync(lambda: daemon.runtime("fragile")["restarts"] == 3, 30, "the crash is noticed")
 
 
 def test_worker_that_sends_nonsense_is_replaced(daemon: Daemon) -> None:
-    """A frame for nobody: its requests end, the daemon goes on."""
-    assert refused(daemon, "/v1/embeddings", model="liar", input="a")[:2] == (503, "runtime_crashed")
+    """A frame for nobody, each time: the request is refused, the daemon goes on."""
+    assert refused(daemon, "/v1/embeddings", model="liar", input="a")[:2] == (422, "poison_request")
     assert daemon.request("GET", "/health")[0] == 200
 
 
@@ -293,7 +293,7 @@ def test_faults_leave_nothing_behind(daemon: Daemon) -> None:
 
     def fault(number: int) -> None:
         killing = f"[[failpoint: embed=kill(9)]] {number}"
-        assert refused(daemon, "/v1/embeddings", model="fragile", input=killing)[0] == 503
+        assert refused(daemon, "/v1/embeddings", model="fragile", input=killing)[0] == 422
         with leaving(daemon, {"model": "slow", "input": f"a {number}"}):
             eventually_sync(lambda: daemon.runtime("slow")["slots_busy"] == 1, 30, "the request runs")
         # A text of its own each time: the response cache would answer without the worker.

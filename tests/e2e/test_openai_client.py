@@ -17,6 +17,7 @@ from tests.support.polling import eventually_sync
 
 MODEL = "smol"
 COUNTING = "1, 2, 3, 4,"
+RESUME_OFF = {"X-LLMVISOR-Resume": "off"}
 """What follows is beyond doubt, so that greedy texts do not hang on the noise of floats."""
 QUESTION: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Name three trees."}]
 
@@ -397,39 +398,55 @@ def test_model_that_cannot_load_is_a_server_error_with_its_reason(client: OpenAI
     assert "78" in caught.value.message
 
 
-def test_crash_inside_a_stream_is_an_api_error(client: OpenAI) -> None:
+def test_crash_inside_a_stream_is_an_api_error_where_that_is_asked_for(client: OpenAI) -> None:
     """A stream is never cut in silence: the client raises what the worker died of."""
     stream = client.chat.completions.create(
-        model="mock", messages=[{"role": "user", "content": "[[failpoint: generate=3*token->kill(9)]]"}], stream=True
+        model="mock",
+        messages=[{"role": "user", "content": "[[failpoint: generate=3*token->kill(9)]]"}],
+        stream=True,
+        extra_headers=RESUME_OFF,
     )
     with pytest.raises(openai.APIError, match="SIGKILL") as caught:
         list(stream)
     assert caught.value.code == "runtime_crashed"
 
 
-def test_real_worker_that_is_killed_is_replaced(client: OpenAI, daemon: Daemon) -> None:
-    """1. A stream of the real model runs. 2. Its worker gets SIGKILL. Result: the client raises an error, and its next
-    call is answered by a new worker, as it would have been by the old one."""
+def test_real_worker_that_is_killed_is_a_pause(client: OpenAI, daemon: Daemon) -> None:
+    """1. A stream of the real model runs. 2. Its worker gets SIGKILL. Result: the stream goes on to its end, and the
+    next call is answered by the new worker, as it would have been by the old one."""
     before = client.completions.create(model=MODEL, prompt=COUNTING, max_tokens=8, temperature=0)
     pid = daemon.worker_pid(MODEL)
     stream = client.completions.create(
-        model=MODEL, prompt="Once", max_tokens=900, stream=True, extra_body={"ignore_eos": True}
+        model=MODEL,
+        prompt="Once",
+        max_tokens=100,
+        stream=True,
+        stream_options={"include_usage": True},
+        extra_body={"ignore_eos": True},
     )
     next(iter(stream))
     os.kill(pid, signal.SIGKILL)
-    with pytest.raises(openai.APIError, match="SIGKILL"):
-        list(stream)
+    *_, last = stream
+    assert last.usage is not None
+    assert last.usage.completion_tokens == 100
     after = client.completions.create(model=MODEL, prompt=COUNTING, max_tokens=8, temperature=0)
     assert after.choices[0].text == before.choices[0].text
     assert daemon.worker_pid(MODEL) != pid
 
 
-def test_crash_before_the_first_byte_asks_to_come_again(client: OpenAI) -> None:
+def test_crash_before_the_first_byte_asks_to_come_again_where_that_is_asked_for(client: OpenAI) -> None:
     """What the client goes by when it retries, as it does without `max_retries=0`."""
     with pytest.raises(openai.InternalServerError) as caught:
-        client.completions.create(model="mock", prompt="[[failpoint: generate=kill(9)]]")
+        client.completions.create(model="mock", prompt="[[failpoint: generate=kill(9)]]", extra_headers=RESUME_OFF)
     assert caught.value.code == "runtime_crashed"
     assert int(caught.value.response.headers["Retry-After"]) > 0
+
+
+def test_poison_request_is_an_error_that_no_client_repeats(client: OpenAI) -> None:
+    """422: the second worker that it ended was the last."""
+    with pytest.raises(openai.UnprocessableEntityError) as caught:
+        client.completions.create(model="mock", prompt="[[failpoint: generate=2*token->kill(11)]]")
+    assert caught.value.code == "poison_request"
 
 
 def test_endpoint_that_does_not_exist_is_not_found(client: OpenAI) -> None:

@@ -171,11 +171,14 @@ def test_words_of_llmctl_in_the_text_exist(daemon: Daemon) -> None:
 
 
 def test_mock_of_the_readme_has_its_fault() -> None:
-    """1. A daemon runs with the README's mock. 2. The README's request is sent. Result: three tokens, then its end."""
+    """1. A daemon runs with the README's mock. 2. The README's request is sent, with the README's header. Result: three
+    tokens, then its end."""
     (block,) = [block for block in blocks("yaml") if "backend: mock" in block]
     (request,) = [json.loads(text) for text in re.findall(r'`(\{"model": "mock".*?\})`', README)]
     models: dict[str, Any] = yaml.safe_load(block)["models"]
-    with Daemon({"models": models}) as daemon, stream(daemon, **request) as client:
+    assert "`X-LLMVISOR-Resume: off`; without it" in README
+    off = {"X-LLMVISOR-Resume": "off"}
+    with Daemon({"models": models}) as daemon, stream(daemon, **request, headers=off) as client:
         events = [json.loads(event) for event in client.events()]
     assert events[-1]["error"]["type"] == "model_error"
     assert sum(bool(event.get("choices") and event["choices"][0]["text"]) for event in events) == 3

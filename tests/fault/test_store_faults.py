@@ -5,46 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
-import subprocess
-import sys
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from tests.support.daemon import Daemon, Json, mock_model
 from tests.support.polling import eventually_sync
+from tests.support.small_disk import SmallDisk, has_own_mounts
 
 RECOVER_SECONDS_MAX = 30.0
-OWN_MOUNTS = ["unshare", "--user", "--map-root-user", "--mount"]
-
-
-class SmallDisk(Daemon):
-    """A daemon whose storage folder is a disk of its own, which only it sees."""
-
-    def spawn(self, *arguments: str) -> None:
-        data = self.folder / "data"
-        data.mkdir(exist_ok=True)
-        mount = 'mount -t tmpfs -o size=2m tmpfs "$0" && exec "$@"'
-        daemon = [sys.executable, "-P", "-m", "llmvisor", "--config", str(self.config_file), *arguments]
-        with self.console_file.open("ab") as console:
-            self.process = subprocess.Popen(
-                [*OWN_MOUNTS, "sh", "-c", mount, str(data), *daemon],
-                cwd=self.folder,
-                env=self._env,
-                stdout=console,
-                stderr=console,
-                start_new_session=True,
-            )
-
-    @property
-    def ballast(self) -> Path:
-        return Path(f"/proc/{self.pid}/root{self.folder}/data/ballast")
-
-    def fill(self) -> None:
-        """Until the disk takes no more."""
-        with suppress(OSError), self.ballast.open("wb", buffering=0) as file:
-            while True:
-                file.write(b"x" * 1024)
 
 
 def new_daemon() -> Daemon:
@@ -146,7 +115,7 @@ def test_locked_store_holds_up_no_answer() -> None:
 
 
 @pytest.mark.skipif(
-    subprocess.run([*OWN_MOUNTS, "true"], check=False, capture_output=True).returncode != 0,
+    not has_own_mounts(),
     reason="no mounts of one's own here",
 )
 def test_full_disk_stops_no_answer() -> None:

@@ -12,17 +12,19 @@ import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from llmvisor.supervision.restart import RestartPolicy
-from llmvisor.supervision.scheduler import (
+from llmvisor.supervision.effects import (
     Effect,
     Grant,
     Refuse,
-    Scheduler,
     SchedulerSettings,
     StartWorker,
     StopWorker,
+    Suspend,
     Ticket,
 )
+from llmvisor.supervision.poison import Crash
+from llmvisor.supervision.restart import RestartPolicy
+from llmvisor.supervision.scheduler import Scheduler
 from llmvisor.supervision.state import HAS_WORKER, State
 
 SLOTS = 3
@@ -68,6 +70,9 @@ class SchedulerMachine(RuleBasedStateMachine):
                     assert request_id in self.waiting
                     self.waiting.remove(request_id)
                     self.running[request_id] = min(self.weights[request_id], SLOTS)
+                case Suspend(request_id):
+                    del self.running[request_id]
+                    self.waiting.add(request_id)
                 case Refuse(request_id):
                     self.waiting.discard(request_id)
                     self.running.pop(request_id, None)
@@ -118,10 +123,30 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert not self.worker, "tried again for nobody"
 
     @precondition(lambda self: self.worker)
-    @rule(permanent=st.sampled_from([False, False, False, True]))
-    def worker_exits(self, permanent: bool) -> None:
+    @rule(permanent=st.sampled_from([False, False, False, True]), killed=st.booleans(), data=st.data())
+    def worker_exits(self, permanent: bool, killed: bool, data: st.DataObject) -> None:
+        progressed = frozenset[int]()
+        if self.running:
+            progressed = data.draw(st.frozensets(st.sampled_from(sorted(self.running))))
+        crash = Crash("killed" if killed else "fault", progressed)
+        self.worker_ends(crash, permanent=permanent)
+
+    def worker_ends(self, crash: Crash, *, permanent: bool = False) -> None:
         self.worker = self.stopping = False
-        self.apply(self.scheduler.exited("gone", self.now, permanent=permanent))
+        self.apply(self.scheduler.exited("gone", self.now, permanent=permanent, crash=crash))
+
+    @precondition(lambda self: self.scheduler.on_probation is not None)
+    @rule(tokens=st.sampled_from([1, 31, 32, 1000]))
+    def suspect_brings(self, tokens: int) -> None:
+        suspect = self.scheduler.on_probation
+        assert suspect is not None
+        assert suspect in self.running
+        self.apply(self.scheduler.progressed(suspect, tokens, self.now))
+
+    @precondition(lambda self: self.worker)
+    @rule()
+    def worker_is_sacrificed(self) -> None:
+        self.apply(self.scheduler.sacrificed("out of memory"))
 
     @precondition(lambda self: self.worker)
     @rule(permanent=st.booleans())
@@ -182,6 +207,12 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert self.worker or self.scheduler.next_wake() is not None
 
     @invariant()
+    def a_worker_that_serves_is_never_idle_while_somebody_waits(self) -> None:
+        """Suspects run alone, but they run."""
+        if self.scheduler.state is State.READY and not self.stopping and self.waiting:
+            assert self.running
+
+    @invariant()
     def a_daemon_that_ends_without_workers_is_closed(self) -> None:
         """Else it would wait for this model until the drain's time is up."""
         if self.closing and not self.worker:
@@ -196,7 +227,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.end(request_id, "done")
             self.apply(self.scheduler.ended(request_id, self.now))
         if self.worker:
-            self.worker_exits(False)
+            self.worker_ends(Crash())
         assert self.scheduler.state is State.CLOSED
         assert not self.waiting
         assert not self.worker
@@ -204,4 +235,4 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 
 TestSchedulerSimulation = SchedulerMachine.TestCase
-TestSchedulerSimulation.settings = settings(max_examples=400, stateful_step_count=60, deadline=None)
+TestSchedulerSimulation.settings = settings(max_examples=300, stateful_step_count=60, deadline=None)

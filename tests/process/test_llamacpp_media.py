@@ -35,7 +35,7 @@ from llmvisor_runtimes.llamacpp.feeds import Feed
 from llmvisor_runtimes.llamacpp.media_encoder import MediaEncoder
 from llmvisor_runtimes.llamacpp.parked import AdapterSet
 from llmvisor_runtimes.llamacpp.projector import Embeddings, MediaChunk
-from llmvisor_runtimes.protocol import AdapterScale, ChatMessage, ChatPrompt, ModelOptions, Sampling
+from llmvisor_runtimes.protocol import AdapterScale, ChatMessage, ChatPrompt, ModelOptions, Resumed, Sampling
 
 NOISE = 0.02
 """What another order of the same sums changes in a log-probability, generously."""
@@ -199,6 +199,23 @@ def test_image_may_come_last(files: dict[str, Path]) -> None:
         driver.close()
     assert outputs[0].tokens != outputs[1].tokens
     assert_same_up_to_noise(outputs[0], outputs[2], epsilon=NOISE)
+
+
+@pytest.mark.parametrize("template", [None, "{{ messages[0].content }}"], ids=["text behind it", "at the end"])
+@pytest.mark.parametrize("sampling", [Sampling(temperature=0), Sampling(temperature=1, seed=3, mirostat=2)])
+def test_answer_goes_on_in_another_worker(files: dict[str, Path], template: str | None, sampling: Sampling) -> None:
+    """1. A worker has sent some tokens of an answer about an image. Result: another one goes on as this one would."""
+    wanted = {"sampling": sampling, "stop": ["a text that does not come"]}
+    driver = seeing(files, chat_template=template)
+    whole = ask(driver, seen("see *", png(1)), **wanted)
+    driver.close()
+    for cut in (1, 5):
+        driver = seeing(files, chat_template=template)
+        rest = ask(driver, seen("see *", png(1)), **wanted, resumed=[Resumed(whole.tokens[:cut])])
+        driver.close()
+        rest.tokens = whole.tokens[:cut] + rest.tokens
+        rest.logprobs = whole.logprobs[: len(whole.logprobs) - len(rest.logprobs)] + rest.logprobs
+        assert_same_up_to_noise(whole, rest, epsilon=NOISE)
 
 
 def test_choices_share_an_image(driver: LlamaDriver) -> None:

@@ -225,6 +225,6 @@ async def test_cancelled_spawn_leaves_no_process(tmp_path: Path) -> None:
         if isinstance(spawned, spawn.Spawned):  # the loop had nothing to wait for
             os.killpg(spawned.process.pid, signal.SIGKILL)
             await spawned.process.wait()
-            for fd in (spawned.command_fd, spawned.report_fd, spawned.stdout_fd, spawned.stderr_fd):
+            for fd in (spawned.command_fd, spawned.report_fd, *(pipe.fd for pipe in spawned.logs)):
                 os.close(fd)
         await eventually(lambda: not psutil.Process().children())

@@ -10,7 +10,7 @@ from tests.support.polling import eventually
 
 from llmvisor.app import App
 from llmvisor.clock import SystemClock
-from llmvisor.config.layers import load_config
+from llmvisor.config.source import ConfigSource
 from llmvisor.log import configure_logging
 
 
@@ -19,9 +19,10 @@ async def test_error_in_a_callback_stops_the_daemon_loudly(tmp_path: Path) -> No
     config = tmp_path / "config.yaml"
     config.write_text("server: {port: auto}\nmodels: {mock: {backend: mock}}\nlogging: {main: {file: null}}\n")
     flags = {"config": str(config), "socket": str(tmp_path / "run" / "c.sock")}
-    loaded = load_config(flags=flags, environ={"HOME": str(tmp_path)}, cwd=tmp_path)
+    source = ConfigSource(flags=flags, environ={"HOME": str(tmp_path)}, cwd=tmp_path)
+    loaded = source.load()
     logs = configure_logging(loaded.config.logging.main, clock=SystemClock())
-    daemon = asyncio.create_task(App(loaded, logs=logs, clock=SystemClock()).run())
+    daemon = asyncio.create_task(App(loaded, source=source, logs=logs, clock=SystemClock()).run())
     try:
         await eventually((tmp_path / ".port").exists)
         asyncio.get_running_loop().call_soon(_fail)

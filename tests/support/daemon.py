@@ -228,10 +228,10 @@ class Daemon:
 class EventsClient:
     """A streaming request, read event by event."""
 
-    def __init__(self, daemon: Daemon, path: str, body: Json) -> None:
+    def __init__(self, daemon: Daemon, path: str, body: Json, headers: Mapping[str, str] | None = None) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=REQUEST_SECONDS_MAX)
         data = json.dumps({**body, "stream": True})
-        self._connection.request("POST", path, data, {"Content-Type": "application/json"})
+        self._connection.request("POST", path, data, {"Content-Type": "application/json", **(headers or {})})
         self.answer = self._connection.getresponse()
         self.status = self.answer.status
 
@@ -254,9 +254,11 @@ class EventsClient:
 
 
 @contextmanager
-def stream(daemon: Daemon, model: str, prompt: str = "hello", **fields: object) -> Generator[EventsClient]:
+def stream(
+    daemon: Daemon, model: str, prompt: str = "hello", *, headers: Mapping[str, str] | None = None, **fields: object
+) -> Generator[EventsClient]:
     """A streamed completion."""
-    client = EventsClient(daemon, "/v1/completions", {"model": model, "prompt": prompt, **fields})
+    client = EventsClient(daemon, "/v1/completions", {"model": model, "prompt": prompt, **fields}, headers)
     try:
         yield client
     finally:

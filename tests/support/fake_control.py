@@ -22,8 +22,11 @@ from llmvisor.control.api import (
     JobRequest,
     LogLevel,
     LogRecord,
+    Postmortem,
     RegistryModel,
     RuntimeStatus,
+    UpgradeRequest,
+    UpgradeStatus,
     UsageRow,
 )
 from llmvisor.errors import Conflict, ModelNotFound, NotFound
@@ -68,7 +71,9 @@ class FakeControl:
     records: list[LogRecord] = field(default_factory=list[LogRecord])
     problems: list[str] = field(default_factory=list[str])
     checked: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
+    crashes: list[Postmortem] = field(default_factory=list[Postmortem])
     shutdowns: int = 0
+    restarts: list[UpgradeRequest] = field(default_factory=list[UpgradeRequest])
     backend_list: list[BackendStatus] = field(default_factory=list[BackendStatus])
     registry_models: list[RegistryModel] = field(default_factory=list[RegistryModel])
     searched: list[tuple[str, RegistryName | None, int]] = field(
@@ -119,6 +124,9 @@ class FakeControl:
         if model != RUNTIME.id:
             raise ModelNotFound(f"no runtime {model}")
         return RUNTIME
+
+    def postmortems(self, model: str | None = None) -> list[Postmortem]:
+        return [one for one in self.crashes if model in {None, one.model}]
 
     async def read_header(self, model: str) -> None:
         pass
@@ -191,6 +199,10 @@ class FakeControl:
     def check_config(self, text: str, name: str) -> list[str]:
         self.checked.append((text, name))
         return self.problems
+
+    def restart(self, request: UpgradeRequest) -> UpgradeStatus:
+        self.restarts.append(request)
+        return UpgradeStatus("checking", len(self.restarts), len(self.restarts) - 1)
 
     def shutdown(self) -> None:
         self.shutdowns += 1

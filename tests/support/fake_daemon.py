@@ -259,6 +259,7 @@ def runtime(model: str = "smollm2-135m-instruct", **changes: Any) -> dict[str, A
         "idle_left_seconds": 252.0,
         "backend_version": "0.3.36",
         "load_seconds": 0.62,
+        "sandbox": ["no_new_privs", "landlock 7", "seccomp"],
     }
     return {**values, **changes}
 
@@ -304,6 +305,7 @@ def model(name: str = "smollm2-135m-instruct", **changes: Any) -> dict[str, Any]
         "n_ctx": 4096,
         "capabilities": ["chat", "completion"],
         "memory_estimated": 350 * 1024**2,
+        "memory_measured": 312 * 1024**2,
         "loaded_at": START,
     }
     return {**values, **changes}
@@ -350,6 +352,43 @@ def registry_model(name: str = "org/repo", **changes: Any) -> dict[str, Any]:
         "fetched_at": START,
     }
     return {**values, **changes}
+
+
+def postmortem(model: str = "smollm2-135m-instruct", **changes: Any) -> dict[str, Any]:
+    """A crash of a worker with one request inside."""
+    return {
+        "model": model,
+        "time": START,
+        "backend": "llamacpp",
+        "pid": 4711,
+        "reason": "killed by SIGSEGV",
+        "state": "loaded",
+        "exit_code": None,
+        "signal": 11,
+        "possible_oom": False,
+        "seconds": 62.5,
+        "rss_peak_bytes": 300 * 2**20,
+        "memory": [
+            {"seconds_before": 1.0, "rss_bytes": 200 * 2**20},
+            {"seconds_before": 0.1, "rss_bytes": 300 * 2**20},
+        ],
+        "frames": [
+            {"seconds_before": 0.5, "direction": "sent", "kind": "Generate", "ids": [3], "size_bytes": 400},
+            {"seconds_before": 0.01, "direction": "received", "kind": "Step", "ids": [3], "size_bytes": 40},
+        ],
+        "requests": [
+            {
+                "id": 3,
+                "kind": "generate",
+                "sha256": "0123456789abcdef" * 4,
+                "seconds": 0.5,
+                "tokens": 7,
+                "tokens_new": 7,
+                "fate": "resumed",
+            }
+        ],
+        "last_lines": ["assertion \x1b[31mfailed"],
+    } | changes
 
 
 def usage_row(**changes: Any) -> dict[str, Any]:

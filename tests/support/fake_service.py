@@ -122,6 +122,8 @@ class Script:
     cached_tokens: int = 2
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    waits_for: Callable[[], str] = str
+    """What it says it waits for."""
     deltas: Sequence[Delta] | None = None
     """Instead of `pieces`: what each choice gets, finish included."""
 
@@ -132,6 +134,7 @@ class FakeStream:
     cache: CacheState = "off"
 
     def __init__(self, service: FakeService, generation: Generation, script: Script) -> None:
+        self.waits_for = script.waits_for
         self.queue_ms = 0.0
         self.load_ms = 0.0
         self.done: Done | None = None

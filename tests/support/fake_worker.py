@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 
+from tests.support.polling import eventually
+
 from llmvisor.config.tree import ModelConfig
 from llmvisor.control.api import RuntimeStatus
 from llmvisor.services.service import Generation, SamplingRequest
@@ -65,8 +67,9 @@ class FakeWorker:
         self.stops: list[str] = []
         self._exit = exit
 
-    def send(self, command: Command) -> None:
+    def send(self, command: Command) -> int:
         self.sent.append(command)
+        return 1
 
     def stop(self, rung: str, reason: str) -> None:
         self.stops.append(rung)
@@ -76,7 +79,9 @@ class FakeWorker:
         self.report(Loaded(INFO))
 
     def exit(self, code: int = 0) -> None:
-        self._exit(WorkerExit(code, None, requested=bool(self.stops), violation=None, last_lines=[]))
+        """With this code, or by this signal where it is negative."""
+        how = (code, None) if code >= 0 else (None, -code)
+        self._exit(WorkerExit(*how, requested=bool(self.stops), violation=None, last_lines=[]))
 
 
 class FakeWorld:
@@ -118,6 +123,14 @@ class FakeWorld:
         worker = await self.worker()
         worker.load()
         return worker
+
+    async def restarted(self) -> FakeWorker:
+        """The worker after a crash, with the model loaded."""
+        count = len(self.workers)
+        self.clock.at += 60
+        await eventually(lambda: len(self.workers) > count)
+        self.workers[-1].load()
+        return self.workers[-1]
 
     async def _admit(self, name: str) -> None:
         pass

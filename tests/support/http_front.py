@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,8 @@ from llmvisor.clock import SystemClock
 from llmvisor.http.ids import Ids
 from llmvisor.http.server import build_app, runner
 from llmvisor.http.settings import HttpSettings
+from llmvisor.keys.gate import Gate
+from llmvisor.keys.key import ApiKey
 from llmvisor.services.metered import MeteredService
 from llmvisor.store.usage import EndedRequest
 
@@ -60,6 +62,7 @@ class Served:
     socket_path: Path
     tcp: aiohttp.ClientSession
     unix: aiohttp.ClientSession
+    app: web.Application
     service: FakeService = field(default_factory=FakeService)
     control: FakeControl = field(default_factory=FakeControl)
     ended: list[EndedRequest] = field(default_factory=list[EndedRequest])
@@ -118,10 +121,13 @@ async def served(
     service: FakeService | None = None,
     control: FakeControl | None = None,
     settings: HttpSettings | None = None,
+    keys: Sequence[ApiKey] = (),
 ) -> AsyncGenerator[Served]:
     """The front, accepting on both, until the `with` ends."""
     service, control, clock = service or FakeService(), control or FakeControl(), SystemClock()
     ended: list[EndedRequest] = []
+    gate = Gate(folder, keys, clock=clock)
+    await gate.open()
     app = build_app(
         service=MeteredService(service, clock=clock),
         control=control,
@@ -130,6 +136,7 @@ async def served(
         ids=Ids(clock, os.urandom),
         resolve=service.resolve,
         record=ended.append,
+        gate=gate,
     )
     front = runner(app)
     await front.setup()
@@ -140,7 +147,7 @@ async def served(
         port: int = next(address[1] for address in front.addresses if not isinstance(address, str))
         unix = aiohttp.UnixConnector(path=str(socket_path))
         async with aiohttp.ClientSession() as tcp, aiohttp.ClientSession(connector=unix) as over_unix:
-            it = Served(port, socket_path, tcp, over_unix, service, control, ended=ended)
+            it = Served(port, socket_path, tcp, over_unix, app, service, control, ended=ended)
             try:
                 yield it
             finally:

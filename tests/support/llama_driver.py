@@ -11,10 +11,13 @@ from typing import Literal
 import msgspec
 
 from llmvisor_runtimes.llamacpp import LlamaCppBackend
+from llmvisor_runtimes.llamacpp.choice import Choice
 from llmvisor_runtimes.llamacpp.context import LlamaContext
+from llmvisor_runtimes.llamacpp.engine import Engine
 from llmvisor_runtimes.protocol import (
     AdapterScale,
     ChatPrompt,
+    Delta,
     Done,
     Failed,
     Generate,
@@ -23,6 +26,7 @@ from llmvisor_runtimes.protocol import (
     LoadProgress,
     ModelInfo,
     ModelOptions,
+    Resumed,
     Sampling,
     Step,
     TokenLogprob,
@@ -58,6 +62,7 @@ class LlamaDriver:
             lambda stage, done, total, unit: self.load_progress.append(LoadProgress(stage, done, total, unit)),
         )
         self.outputs: dict[tuple[int, int], Output] = {}
+        self.deltas: dict[int, list[Delta]] = {}
         self.done: dict[int, Done] = {}
         self.failed: dict[int, Failed] = {}
         self.order: list[int] = []
@@ -80,6 +85,7 @@ class LlamaDriver:
         adapters: list[AdapterScale] | None = None,
         grammar: Grammar | None = None,
         conversation: ChatPrompt | None = None,
+        resumed: list[Resumed] | None = None,
     ) -> int:
         """Hand a request in; gives its id. The tokens are those of `conversation`, where there is one."""
         self._ids += 1
@@ -98,8 +104,10 @@ class LlamaDriver:
             speculative=speculative,
             adapters=adapters,
             grammar=grammar,
+            resumed=resumed or [],
         )
         self.backend.generate(request, prompt, self.backend.constraint(request))
+        self.deltas[self._ids] = []
         for index in range(n):
             self.outputs[self._ids, index] = Output()
         return self._ids
@@ -113,6 +121,7 @@ class LlamaDriver:
             assert isinstance(report, Step)
             for delta in report.deltas:
                 assert delta.id not in self.failed, "nothing comes after Failed"
+                self.deltas.setdefault(delta.id, []).append(delta)
                 output = self.outputs[delta.id, delta.index]
                 assert output.finish is None, "nothing comes after the last delta"
                 output.text += delta.text
@@ -155,6 +164,20 @@ class LlamaDriver:
         model = self.backend._model  # pyright: ignore[reportPrivateUsage]
         assert model is not None
         return model.context
+
+    def choices(self, id: int) -> list[Choice]:
+        """Those of a request that have not ended, for tests that look inside."""
+        return self._engine._requests[id].choices  # pyright: ignore[reportPrivateUsage]
+
+    def send_back(self, choice: Choice) -> None:
+        """As if another one needed its room."""
+        self._engine._admission.preempt(choice)  # pyright: ignore[reportPrivateUsage]
+
+    @property
+    def _engine(self) -> Engine:
+        engine = self.backend._engine  # pyright: ignore[reportPrivateUsage]
+        assert isinstance(engine, Engine)
+        return engine
 
     def close(self) -> None:
         self.backend.close()

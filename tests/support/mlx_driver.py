@@ -11,6 +11,7 @@ import msgspec
 from llmvisor_runtimes.mlx import MlxBackend
 from llmvisor_runtimes.protocol import (
     ChatPrompt,
+    Delta,
     Done,
     Failed,
     Generate,
@@ -52,6 +53,7 @@ class MlxDriver:
             Load("tiny", str(path), options), lambda stage, _done, _total, _unit: self.stages.append(stage)
         )
         self.outputs: dict[tuple[int, int], Output] = {}
+        self.deltas: dict[int, list[Delta]] = {}
         self.done: dict[int, Done] = {}
         self.failed: dict[int, Failed] = {}
         self.order: list[int] = []
@@ -72,6 +74,7 @@ class MlxDriver:
         request = Generate(prompt=_prompt(prompt), sampling=sampling, **fields)  # type: ignore[arg-type]
         tokens = self.backend.tokenize(request.prompt, add_special=True, parse_special=True)
         self.backend.generate(request, tokens, self.backend.constraint(request))
+        self.deltas[self._ids] = []
         for index in range(request.n):
             self.outputs[self._ids, index] = Output()
         return self._ids
@@ -85,6 +88,7 @@ class MlxDriver:
             assert isinstance(report, Step)
             for delta in report.deltas:
                 assert delta.id not in self.failed, "nothing comes after Failed"
+                self.deltas.setdefault(delta.id, []).append(delta)
                 output = self.outputs[delta.id, delta.index]
                 assert output.finish is None, "nothing comes after the last delta"
                 output.text += delta.text

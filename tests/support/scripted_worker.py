@@ -155,8 +155,24 @@ def print_one_line(megabytes: str) -> None:
     serve()
 
 
+def serve_in_halves(_: str) -> None:
+    """As `serve_aloud`, but between two answers there is always a half report and a half line in the pipes."""
+    half = len(TICK) // 2
+    reader, begun = FrameReader(COMMAND_DECODER), False
+    while data := os.read(READ_FD, 65536):
+        for command in reader.feed(data):
+            if isinstance(command, Close):
+                os.write(1, b"and the end\n")
+                sys.exit(0)
+            if isinstance(command, Detokenize):
+                write((TICK[half:] if begun else b"") + encode(Text(command.id, str(command.tokens))) + TICK[:half])
+                os.write(1, b"" if begun else b"a beginning ")
+                begun = True
+
+
 BEHAVIOURS = {
     "serve": serve_aloud,
+    "halves": serve_in_halves,
     "descriptors": tell_descriptors,
     "exit": exit_with,
     "die": die_by,

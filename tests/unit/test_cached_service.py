@@ -36,6 +36,7 @@ class RunStream:
 
     def __init__(self, number: int) -> None:
         self.done: Done | None = None
+        self.waits_for: Callable[[], str] = str
         self.go = asyncio.Event()
         self.left = False
         self.error: Exception | None = None

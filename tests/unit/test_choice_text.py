@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
+from tests.support.letters import BOS, END, MARK, Letters
 
 from llmvisor_runtimes.backend import RequestError
 from llmvisor_runtimes.choice import ChoiceText, Usage, check_prompt
@@ -12,26 +13,7 @@ from llmvisor_runtimes.output import OutputParser
 from llmvisor_runtimes.protocol import ChatMessage, ChatPrompt, Delta, Generate, Sampling, TokenLogprob, Tool
 from llmvisor_runtimes.toolcalls import make_parser
 
-BOS, END, MARK = 1, 2, 3
 CALL = '<tool_call>\n{"name": "paint", "arguments": {"color": "red"}}\n</tool_call>'
-
-
-class Letters:
-    """A vocabulary of characters, each token its code point; the first few are control tokens."""
-
-    bos = BOS
-    adds_bos = True
-    end_tokens = frozenset({END})
-
-    def piece(self, token: int) -> bytes:
-        return b"" if token <= MARK else chr(token).encode()
-
-    def written_piece(self, token: int) -> bytes:
-        return {BOS: b"<s>", END: b"</s>", MARK: b"<mark>"}.get(token) or chr(token).encode()
-
-    def check(self, tokens: Sequence[int], param: str) -> None:
-        if any(token < 0 for token in tokens):
-            raise RequestError("invalid_value", "below 0", param)
 
 
 def make_choice(

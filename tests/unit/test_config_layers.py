@@ -44,7 +44,7 @@ server:
   port: 65536
   prot: 1
   cors_origins: [loopback, ftp://x]
-  management: true
+  management: perhaps
 sever:
   port: 1
 routing: {strategy: cost}
@@ -81,7 +81,7 @@ EVERY_PROBLEM = """\
 config.yaml:3: server.port: found 65536, allowed: a whole number from 0 to 65535, or `auto`
 config.yaml:4: server.prot: unknown key, the nearest is server.port
 config.yaml:5: server.cors_origins: found ["loopback","ftp://x"], allowed: a list, each `loopback`, `*`, or
-config.yaml:6: server.management: unknown key (a later version of llmvisor has it; this one does not)
+config.yaml:6: server.management: found "perhaps", allowed: true or false
 config.yaml:7: sever: unknown key, the nearest is server
 config.yaml:9: routing: unknown key (a later version of llmvisor has it; this one does not)
 config.yaml:11: logging.main: found "loud", allowed: keys: console_level, file_level, file, format,

@@ -80,3 +80,30 @@ def test_parts_are_equal_and_use_every_core(cores: int, count: int) -> None:
     assert sum(shared) == (max(cores, count) if count else 0)
     assert all(each >= 1 for each in shared)
     assert max(shared, default=0) - min(shared, default=0) <= 1
+
+
+def test_models_that_take_each_others_names_keep_their_shares() -> None:
+    """What was told to one stays told, and the next share goes to it under its new name."""
+    told: list[tuple[str, int]] = []
+    cores = CoreShares(8, {"b": 2}, lambda model, threads: told.append((model, threads)))
+    cores.begin("a")
+    assert told == [("a", 8)]
+    cores.exchange("a", "b")
+    assert (cores.threads("a"), cores.threads("b")) == (2, 8)
+    cores.begin("a")
+    assert told == [("a", 8), ("b", 6)]
+
+
+def test_cores_and_fixed_threads_change_while_models_compute() -> None:
+    """Those that compute are told at once."""
+    told: list[tuple[str, int]] = []
+    cores = CoreShares(8, {}, lambda model, threads: told.append((model, threads)))
+    cores.begin("a")
+    cores.configure(4)
+    assert told[-1] == ("a", 4)
+    cores.begin("b")
+    assert told[-2:] == [("a", 2), ("b", 2)]
+    cores.fix("b", 1)
+    assert told[-1] == ("a", 3)
+    cores.fix("b", None)
+    assert cores.threads("a") == 2

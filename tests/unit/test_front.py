@@ -54,6 +54,7 @@ def front_of(shelf: Shelf) -> Front:
         media=unused,
         record=unused,
         installed=shelf,
+        gate=unused,
     )
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from llmvisor.errors import InsufficientMemory
-from llmvisor.supervision.memory import MemoryBudget, machine_memory_bytes
+from llmvisor.supervision.machine_memory import MachineMemory
+from llmvisor.supervision.memory import MemoryBudget
 
 GIB = 2**30
 
@@ -63,4 +64,4 @@ def test_model_that_loads_again_counts_once() -> None:
 
 def test_machine_has_memory() -> None:
     """The figure that shares such as 80% are taken of."""
-    assert machine_memory_bytes() > 64 * 2**20
+    assert MachineMemory({}).total() > 64 * 2**20

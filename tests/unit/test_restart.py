@@ -51,9 +51,10 @@ def test_crashes_older_than_the_window_are_forgotten() -> None:
 def test_serving_for_a_stable_time_forgives_and_starts_the_backoff_anew() -> None:
     """A worker that served for a minute gets the first, shortest wait again."""
     restarts = policy()
-    for n in range(4):
+    for n in range(3):
         restarts.crashed(float(n), served_seconds=0)
-    assert restarts.crashed(50.0, served_seconds=60) == 0.1
+    assert restarts.crashed(50.0, served_seconds=60) == 0.0
+    assert restarts.crashed(50.5, served_seconds=1) == 0.2
     assert restarts.crashed(51.0, served_seconds=0) is not None
 
 
@@ -77,3 +78,36 @@ def test_a_wait_is_never_longer_than_the_longest(gaps: list[float], jitter: floa
             allowed.append(now)
     for start in allowed:
         assert sum(start <= at <= start + 60 for at in allowed) <= max(restarts_max, 0)
+
+
+def test_first_crash_of_a_worker_that_served_waits_for_nothing() -> None:
+    """Whoever was inside waits for the next worker; one that crashes again at once is not tried again at once."""
+    restarts = policy()
+    assert restarts.crashed(0, served_seconds=5) == 0.0
+    assert restarts.crashed(1, served_seconds=0.5) == 0.2
+    assert policy().crashed(0, served_seconds=0) == 0.1
+
+
+def test_crashes_of_a_forgiven_request_do_not_count() -> None:
+    """The budget is whole again, but for crashes that it was not inside at."""
+    restarts = policy(restarts_max=2)
+    both, one = frozenset({1, 2}), frozenset({2})
+    assert [restarts.crashed(n, served_seconds=1, inside=both) is None for n in range(3)] == [False, False, True]
+    assert restarts.inside_all() == both
+    restarts.forgive(frozenset({1}))
+    assert restarts.inside_all() == frozenset()
+    assert [restarts.crashed(n, served_seconds=1, inside=one) is None for n in range(3)] == [False, False, True]
+
+
+def test_single_crash_says_nothing_of_who_was_inside() -> None:
+    """A budget of none is spent by the first crash, and nobody is to blame for that."""
+    restarts = policy(restarts_max=0)
+    assert restarts.crashed(0, served_seconds=1, inside=frozenset({1})) is None
+    assert restarts.inside_all() == frozenset()
+
+
+def test_excused_crash_is_no_reason_to_give_up() -> None:
+    """It counts, but another start follows."""
+    restarts = policy(restarts_max=1)
+    assert None not in [restarts.crashed(n, served_seconds=1, excused=True) for n in range(5)]
+    assert restarts.crashed(5, served_seconds=1) is None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from tests.support.schedulers import ready, scheduler, ticket, without_changes
 
-from llmvisor.supervision.effects import Grant, Refuse, StartWorker, StopWorker
+from llmvisor.supervision.effects import Grant, Refuse, StartWorker, StopWorker, Suspend, Ticket
+from llmvisor.supervision.poison import Crash
 from llmvisor.supervision.state import State
 
 
@@ -115,17 +116,82 @@ class TestQueue:
 
 
 class TestCrash:
-    def test_what_ran_fails_and_what_waited_is_served_by_the_next_worker(self) -> None:
-        """A crash costs the requests inside the worker alone."""
+    def test_what_ran_waits_ahead_of_what_waited_for_the_next_worker(self) -> None:
+        """A crash is a pause, and the first start after it comes at once."""
         one = ready(slots=1)
         one.submit(ticket(1))
         one.submit(ticket(2))
+        assert without_changes(one.exited("killed by SIGKILL", 10)) == [Suspend(1, "killed by SIGKILL")]
+        assert one.state is State.BACKOFF
+        assert (one.queued, one.running, one.next_wake()) == (2, 0, 10)
+        assert without_changes(one.wake(10)) == [StartWorker()]
+        assert without_changes(one.loaded(1, 12)) == [Grant(1)]
+        assert one.ended(1, 13) == [Grant(2)]
+
+    def test_what_asked_for_an_error_gets_one(self) -> None:
+        """`X-LLMVISOR-Resume: off`; who only waited is served by the next worker all the same."""
+        one = ready(slots=1)
+        one.submit(Ticket(1, 1, 0, resume=False))
+        one.submit(Ticket(2, 1, 0, resume=False))
         effects = without_changes(one.exited("killed by SIGKILL", 10))
         assert effects == [Refuse(1, "runtime_crashed", "killed by SIGKILL", 1.0)]
-        assert one.state is State.BACKOFF
-        assert one.next_wake() == 11
-        assert without_changes(one.wake(11)) == [StartWorker()]
+        one.wake(10)
         assert without_changes(one.loaded(1, 12)) == [Grant(2)]
+
+    def test_the_load_timeout_begins_with_the_crash(self) -> None:
+        """A request that came long ago has as long for the next worker as a new one."""
+        one = ready(load_timeout_seconds=10)
+        one.submit(ticket(1, at=1))
+        one.exited("boom", 1000)
+        assert without_changes(one.wake(1000)) == [StartWorker()]
+        assert one.next_wake() == 1010
+        assert [effect.kind for effect in one.wake(1010) if isinstance(effect, Refuse)] == ["model_loading"]
+
+    def test_a_load_that_crashes_keeps_what_a_worker_had_before(self) -> None:
+        """It has seen this model load; who is new is told the reason."""
+        one = ready()
+        one.submit(ticket(1))
+        one.exited("boom", 10)
+        one.submit(ticket(2, at=10))
+        one.wake(10)
+        effects = without_changes(one.exited("exited with code 70", 11))
+        assert effects == [Refuse(2, "model_load_failed", "exited with code 70")]
+        one.wake(20)
+        assert without_changes(one.loaded(4, 21)) == [Grant(1)]
+
+    def test_a_load_that_is_killed_keeps_everybody_where_the_model_has_loaded_before(self) -> None:
+        """However often, within the budget; a model that never loaded is tried once more."""
+        one = ready()
+        one.exited("boom", 10)
+        one.submit(ticket(2, at=10))
+        for at in (11, 21):
+            one.wake(at)
+            assert without_changes(one.exited("killed by SIGKILL", at, crash=Crash("killed"))) == []
+        never = scheduler()
+        never.submit(ticket(1))
+        assert without_changes(never.exited("killed by SIGKILL", 1, crash=Crash("killed"))) == []
+        never.wake(2)
+        (refusal,) = without_changes(never.exited("killed by SIGKILL", 2, crash=Crash("killed")))
+        assert isinstance(refusal, Refuse)
+
+    def test_a_crash_in_the_end_of_the_daemon_is_an_error(self) -> None:
+        """Nothing starts any more, so nothing goes on."""
+        one = ready()
+        one.submit(ticket(1))
+        one.shutdown(5)
+        assert Refuse(1, "runtime_crashed", "boom", 1.0) in one.exited("boom", 6)
+        assert one.state is State.CLOSED
+
+    def test_a_worker_that_is_sacrificed_counts_against_nobody_that_got_on(self) -> None:
+        """Its requests go on in the next one, however often."""
+        one = ready(restarts_max=100)
+        one.submit(ticket(1))
+        for at in range(10, 160, 30):
+            assert one.sacrificed("out of memory") == [StopWorker("kill", "out of memory")]
+            effects = one.exited("killed", at, crash=Crash("fault", frozenset({1})))
+            assert without_changes(effects) == [Suspend(1, "out of memory")]
+            one.wake(at + 20)
+            assert without_changes(one.loaded(4, at + 20)) == [Grant(1)]
 
     def test_a_loaded_model_comes_back_although_nobody_waits(self) -> None:
         """Kept running, as an init system does."""
@@ -178,9 +244,9 @@ class TestCrash:
         one.submit(ticket(1))
         assert one.hung("no progress") == [StopWorker("abort", "no progress")]
         assert one.submit(ticket(2)) == []
-        assert Refuse(1, "runtime_crashed", "no progress", 1.0) in one.exited("killed by SIGABRT", 5)
+        assert Suspend(1, "no progress") in one.exited("killed by SIGABRT", 5)
         one.wake(6)
-        assert without_changes(one.loaded(4, 7)) == [Grant(2)]
+        assert without_changes(one.loaded(4, 7)) == [Grant(1), Grant(2)]
 
     def test_a_hang_is_told_once(self) -> None:
         """The ladder is not begun again."""

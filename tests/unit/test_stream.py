@@ -9,8 +9,9 @@ import pytest
 from llmvisor import limits
 from llmvisor.errors import LlmvisorError, RuntimeCrashed, ShuttingDown
 from llmvisor.supervision.stream import Call, GenerationStream
-from llmvisor_runtimes.protocol import Cancel, Command, Delta, Done, Pause, Resume, Text
+from llmvisor_runtimes.protocol import Command, Delta, Done, Generate, Pause, Resume, Sampling, Text, TextPrompt
 
+GENERATE = Generate(7, "req_1", TextPrompt("x"), Sampling())
 DONE = Done(7, 1, 0, 2, 0.0, 0.0)
 
 
@@ -21,8 +22,9 @@ class Ends:
         self.sent: list[Command] = []
         self.left: list[int] = []
         self.stream = GenerationStream(
-            7, choices=1, command=lambda: Cancel(7), send=self.sent.append, leave=self.left.append
+            7, choices=1, command=lambda: GENERATE, send=self.sent.append, leave=self.left.append
         )
+        self.stream.sent()
 
     def push(self, count: int = 1) -> None:
         for _ in range(count):
@@ -40,7 +42,7 @@ async def test_reader_gets_what_has_come_at_once_and_then_the_end() -> None:
     ends.stream.finish(DONE)
     assert [len(batch) async for batch in ends.stream] == [3]
     assert ends.stream.done == DONE
-    assert ends.stream.tokens_sent == {0: [5, 5, 5]}
+    assert ends.stream.tokens_sent == [[5, 5, 5]]
 
 
 async def test_reader_that_waits_is_woken() -> None:

@@ -87,3 +87,55 @@ def test_model_in_whose_folder_a_configured_file_lies_is_in_use(tmp_path: Path) 
     assert supervisor.configured_in(str(tmp_path / "other" / "rev")) == "mine"
     assert supervisor.configured_in(str(tmp_path / "other" / "rev2")) is None
     assert supervisor.in_use("othe", str(tmp_path / "othe")) is None
+
+
+# ------------------------------------------------------------------------------------------------ another configuration
+
+
+async def test_installed_model_serves_again_once_the_configuration_has_none_of_its_name(supervisor: Supervisor) -> None:
+    """And gives way to one that comes."""
+    installed = ModelConfig(backend="mock", n_ctx=77, tier="heavy")
+    supervisor.add("mine", installed, type="embeddings")
+    supervisor.configure(Config(models={"other": MOCK}))
+    assert supervisor.configs == {"other": MOCK, "mine": installed}
+    assert supervisor.runtime("mine").config == installed
+    assert resolved(supervisor, "heavy") == "mine"
+    again = ModelConfig(backend="mock", n_ctx=99, tier="light")
+    supervisor.configure(Config(models={"mine": again}))
+    assert supervisor.configs == {"mine": again}
+    assert supervisor.runtime("mine").config == again
+    assert resolved(supervisor, "light") == "mine"
+    with pytest.raises(ModelNotFound):
+        supervisor.runtime("other")
+
+
+async def test_order_of_models_is_the_configurations(supervisor: Supervisor) -> None:
+    """Of two models of a tier the first is meant, also where it came later."""
+    supervisor.add("late", ModelConfig(backend="mock", tier="light"), type="llm")
+    light = ModelConfig(backend="mock", tier="light")
+    supervisor.configure(Config(models={"first": light, "mine": light}))
+    assert resolved(supervisor, "light") == "first"
+    assert list(supervisor.runtimes) == ["first", "mine"]
+    assert list(supervisor.configs) == ["first", "mine", "late"]
+    supervisor.configure(Config(models={"mine": light, "first": light}))
+    assert resolved(supervisor, "light") == "mine"
+
+
+async def test_configuration_that_says_the_same_touches_nothing(supervisor: Supervisor) -> None:
+    """Not even an idle timer."""
+    before = supervisor.runtime("mine")
+    config = before.config
+    supervisor.configure(Config(models={"mine": ModelConfig(backend="mock", tier="light")}))
+    assert supervisor.runtime("mine") is before
+    assert before.config is config
+
+
+async def test_general_sampling_reaches_installed_models(supervisor: Supervisor) -> None:
+    """The library tells first, the next configuration makes it hold."""
+    supervisor.add("other", MOCK, type="llm")
+    runtime = supervisor.runtime("other")
+    changed = ModelConfig(backend="mock", temperature=1.5)
+    supervisor.put_installed("other", changed, type="llm")
+    supervisor.configure(Config(models={"mine": ModelConfig(backend="mock", tier="light")}))
+    assert runtime.config == changed
+    assert supervisor.runtime("other") is runtime

@@ -1,4 +1,4 @@
-"""`llmctl config`: `show` asks the daemon; `check`, `set`, `path` and `init` work without one."""
+"""`llmctl config`: `show` and `reload` ask the daemon; `check`, `set`, `path` and `init` work without one."""
 
 from __future__ import annotations
 
@@ -27,10 +27,14 @@ class _Path(msgspec.Struct):
 
 
 def config(session: Session) -> int:
-    """Show, check, set, path or init."""
+    """Show, check, reload, set, path or init."""
     action = cast("str", session.args.action)
     if action == "show":
         return _show(session)
+    if action == "reload":
+        from llmctl.commands.config_reload import config_reload  # noqa: PLC0415 - for this alone
+
+        return config_reload(session)
     if action == "set":
         from llmctl.commands.config_set import config_set  # noqa: PLC0415 - reads and writes YAML, for this alone
 

@@ -14,6 +14,7 @@ import msgspec
 
 from llmctl.client import decode, decode_list
 from llmctl.commands.config import ask_program
+from llmctl.commands.config_reload import reload_after_change, tell_report
 from llmctl.errors import DONE, CtlError, NotRunning, UsageError
 from llmctl.session import Session
 from llmctl.terminal import printable
@@ -42,6 +43,8 @@ class _Changed(msgspec.Struct):
     value: str
     before: str | None
     overridden_by: str | None
+    applied: str | None
+    """What the daemon did with it; None where it runs without this file, or not at all."""
 
 
 def config_set(session: Session) -> int:
@@ -54,13 +57,18 @@ def config_set(session: Session) -> int:
     over = _overridden_by(session, edit)
     value = _shown(key, cast("str", session.args.value))
     was = None if edit.before is None else _shown(key, edit.before)
+    report = reload_after_change(session, _text(file))
     if session.json:
-        session.out.json(msgspec.json.encode(_Changed(_text(file), key, value, was, over)))
+        applied = None if report is None else report.summary
+        session.out.json(msgspec.json.encode(_Changed(_text(file), key, value, was, over, applied)))
         return DONE
     session.out.line(f"{key} is {value} in {file}" + ("" if was is None else f" (it was {was})"))
     if over is not None:
         session.out.note(f"{over} says something else, and wins", "yellow")
-    session.out.note("it takes effect when llmvisor is started again: llmctl shutdown --wait, then llmvisor")
+    if report is None:
+        session.out.note("it takes effect when llmvisor is started with this file")
+    else:
+        tell_report(session, report)
     return DONE
 
 

@@ -1,4 +1,4 @@
-"""`llmctl health`, `port` and `shutdown`."""
+"""`llmctl health`, `port`, `restart-daemon` and `shutdown`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llmctl.client import decode
 from llmctl.errors import DONE, FAILED, CtlError, NotRunning, TimedOut
 from llmctl.session import Session
 from llmctl.terminal import Style, printable
-from llmvisor.control.api import DaemonStatus, HealthAnswer
+from llmvisor.control.api import DaemonStatus, HealthAnswer, UpgradeRequest, UpgradeStatus
 
 _STYLES: dict[str, Style] = {"healthy": "green", "degraded": "yellow"}
 
@@ -51,7 +51,7 @@ def shutdown(session: Session) -> int:
     status = decode(session.client.get("/llm/status"), DaemonStatus)
     answer = session.client.post("/shutdown")
     if session.args.wait:
-        _await_end(session, status.pid)
+        await_end(session, status.pid)
     if session.json:
         session.out.json(answer)
     else:
@@ -59,11 +59,50 @@ def shutdown(session: Session) -> int:
     return DONE
 
 
-def _await_end(session: Session, pid: int) -> None:
-    """Until nobody answers and the process is gone. Raises `TimedOut`."""
+def restart_daemon(session: Session) -> int:
+    """Upgrade the daemon in place, and wait until the new program serves. Raises `TimedOut` after `--timeout`."""
+    asked = UpgradeRequest(session.args.within, session.args.force)
+    began = decode(session.client.post("/restart", asked), UpgradeStatus)
+    status = _await_upgrade(session, began) if session.args.wait else began
+    if session.json:
+        session.out.json(msgspec.json.encode(status))
+    elif not session.args.wait:
+        session.out.line("llmvisor is trying its new program: see llmctl status")
+    elif status.completed > began.completed:
+        session.out.line("llmvisor runs its program anew; the models stayed loaded")
+    else:
+        raise CtlError(
+            f"llmvisor goes on with its old program: {printable(status.reason or 'no reason was told')}",
+            hint="see: llmctl logs",
+        )
+    return DONE if status.completed > began.completed or not session.args.wait else FAILED
+
+
+def _await_upgrade(session: Session, began: UpgradeStatus) -> UpgradeStatus:
+    """How the upgrade ended. What it waits for is shown meanwhile. Raises `TimedOut`."""
+    asked_at, told = time.monotonic(), None
+    while True:
+        status = decode(session.client.get("/llm/status"), DaemonStatus).upgrade
+        over = status.completed > began.completed or status.attempts != began.attempts
+        if over or status.state in {"none", "failed"}:
+            return status
+        if status.reason != told and status.reason is not None:
+            session.out.note(f"waiting: {printable(status.reason)}")
+        told = status.reason
+        limit = session.client.timeout_seconds
+        if limit is not None and time.monotonic() - asked_at > limit:
+            raise TimedOut(f"the upgrade is not done after {limit:g} s", hint="it goes on: see llmctl status")
+        time.sleep(limits.poll_seconds)
+
+
+def await_end(session: Session, pid: int) -> None:
+    """Until the process is gone, or nobody answers where it is not to be seen. Raises `TimedOut`.
+
+    A socket that a service manager holds is not asked: that would start the next daemon.
+    """
     began = time.monotonic()
     seen = _is_alive(pid)
-    while _answers(session) or (seen and _is_alive(pid)):
+    while _is_alive(pid) if seen else _answers(session):
         limit = session.client.timeout_seconds
         if limit is not None and time.monotonic() - began > limit:
             raise TimedOut(f"llmvisor (pid {pid}) still runs after {limit:g} s")

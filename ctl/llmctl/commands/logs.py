@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import cast
 
 import msgspec
@@ -14,7 +15,7 @@ from llmctl.sse import ServerSentEvent
 from llmctl.status_view import STATE_STYLES, job_subject, model_id
 from llmctl.terminal import Style, Terminal, printable
 from llmctl.times import clock_time
-from llmvisor.control.api import ErrorAnswer, Event, ListAnswer, LogRecord
+from llmvisor.control.api import DaemonStatus, ErrorAnswer, Event, ListAnswer, LogRecord
 
 _LEVEL_STYLES: dict[str, Style] = {"debug": "dim", "warning": "yellow", "error": "red", "critical": "red"}
 
@@ -27,24 +28,40 @@ def logs(session: Session) -> int:
         for item in decode(session.client.get("/logs", query), ListAnswer).data:
             _log_line(session, bytes(item))
         return DONE
-    with session.client.stream("GET", "/logs", query={**query, "follow": "true"}) as stream:
-        for event in stream:
-            _log_line(session, _data(event))
+    for event in _followed(session, "/logs", {**query, "follow": "true"}):
+        _log_line(session, _data(event))
     raise CtlError("the daemon ended the stream: it is stopping")
 
 
 def events(session: Session) -> int:
     """Every change of state, as it happens. As JSON: one object a line."""
-    with session.client.stream("GET", "/events") as stream:
-        for item in stream:
-            data = _data(item)
-            event = decode(data, Event)
-            if session.json:
-                session.out.json_line(data)
-            else:
-                session.out.line(event_text(event, session.out))
-                session.out.stdout.flush()
+    for item in _followed(session, "/events", {}):
+        data = _data(item)
+        event = decode(data, Event)
+        if session.json:
+            session.out.json_line(data)
+        else:
+            session.out.line(event_text(event, session.out))
+            session.out.stdout.flush()
     raise CtlError("the daemon ended the stream: it is stopping")
+
+
+def _followed(session: Session, path: str, query: Mapping[str, str | None]) -> Iterator[ServerSentEvent]:
+    """What a stream tells until the daemon stops. One that an upgrade has ended is taken up again."""
+    while True:
+        with session.client.stream("GET", path, query=dict(query)) as stream:
+            yield from stream
+        if not _was_upgraded(session):
+            return
+
+
+def _was_upgraded(session: Session) -> bool:
+    """Whether the daemon goes on, and has tried to be upgraded since it was started."""
+    try:
+        status = decode(session.client.get("/llm/status"), DaemonStatus)
+    except CtlError:
+        return False
+    return status.health != "unhealthy" and status.upgrade.attempts > 0
 
 
 def event_text(event: Event, out: Terminal) -> str:

@@ -150,16 +150,21 @@ def _pairs(model: ModelStatus) -> list[tuple[str, str]]:
         ("revision", model.revision or ""),
         ("file", model.path or ""),
         ("size", _bytes(model.size)),
-        ("memory", _bytes(model.memory_estimated, about=True)),
+        ("memory", _memory(model)),
         ("template", (model.chat_template_sha256 or "")[:16]),
         ("loaded", local_time(model.loaded_at) if model.loaded_at else ""),
     ]
 
 
-def _bytes(count: int | None, *, about: bool = False) -> str:
-    if count is None:
-        return ""
-    return f"about {render.long_size(count)} as configured" if about else render.long_size(count)
+def _memory(model: ModelStatus) -> str:
+    """What the next load is taken to need, and what loads before it have taken."""
+    predicted = f"about {_bytes(model.memory_estimated)} predicted" if model.memory_estimated else ""
+    measured = f"at most {_bytes(model.memory_measured)} measured" if model.memory_measured else "none measured"
+    return f"{predicted}, {measured}" if predicted else ""
+
+
+def _bytes(count: int | None) -> str:
+    return "" if count is None else render.long_size(count)
 
 
 def _number(value: int | None) -> str:

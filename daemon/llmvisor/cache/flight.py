@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, Generic, Self, TypeVar
 
 from llmvisor import limits
-from llmvisor.errors import LlmvisorError
+from llmvisor.errors import LlmvisorError, RequestTimeout
 from llmvisor.services.service import CacheState, Stream
 from llmvisor_runtimes.protocol import Delta, Done
 
 T = TypeVar("T")
+
+
+@asynccontextmanager
+async def until(deadline: float | None) -> AsyncGenerator[None]:
+    """Raises `RequestTimeout` once the deadline is over; the loop's clock is the daemon's monotonic one."""
+    try:
+        async with asyncio.timeout_at(deadline):
+            yield
+    except TimeoutError:
+        raise RequestTimeout("the request's time is over") from None
 
 
 class StreamFlight:
@@ -70,10 +81,13 @@ class StreamFlight:
 class FollowingStream:
     """A generation of a flight, from its beginning: see `services.service.Stream`."""
 
-    def __init__(self, flight: StreamFlight, cache: CacheState) -> None:
+    def __init__(self, flight: StreamFlight, cache: CacheState, deadline: float | None = None) -> None:
+        """`deadline` is on the daemon's monotonic clock; a run that is shared has none itself."""
         flight.followers += 1
+        self._deadline = deadline
         self._flight: StreamFlight | None = flight
         self._followed = flight
+        self.waits_for = flight.stream.waits_for
         self.cache: CacheState = cache
 
     @property
@@ -102,7 +116,14 @@ class FollowingStream:
             elif flight.done is not None:
                 return
             else:
-                await flight.arrival.wait()
+                await self._arrival(flight)
+
+    async def _arrival(self, flight: StreamFlight) -> None:
+        if self._deadline is None:
+            await flight.arrival.wait()
+            return
+        async with until(self._deadline):
+            await flight.arrival.wait()
 
     async def __aenter__(self) -> Self:
         return self
@@ -122,6 +143,7 @@ class ReplayedStream:
 
     def __init__(self, deltas: Sequence[Delta], done: Done) -> None:
         self._deltas = deltas
+        self.waits_for: Callable[[], str] = str
         self.done: Done | None = done
 
     async def __aiter__(self) -> AsyncIterator[Sequence[Delta]]:

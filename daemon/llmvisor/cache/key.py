@@ -6,7 +6,14 @@ import hashlib
 
 import msgspec
 
-from llmvisor.services.service import EmbeddingRequest, Generation, ModelIdentity, SamplingRequest, ScoringRequest
+from llmvisor.services.service import (
+    DEFAULT_TERMS,
+    EmbeddingRequest,
+    Generation,
+    ModelIdentity,
+    SamplingRequest,
+    ScoringRequest,
+)
 from llmvisor_runtimes.protocol import ChatPrompt, Prompt
 
 _ENCODER = msgspec.msgpack.Encoder()
@@ -33,6 +40,7 @@ def generation_key(model: str, identity: ModelIdentity, generation: Generation) 
         max_tokens=identity.max_tokens if generation.max_tokens is None else generation.max_tokens,
         cache_prompt=True,  # changes how soon, not what
         speculative=None,  # as above
+        terms=DEFAULT_TERMS,
     )
     biases = sorted(sampling.logit_bias.items())
     sampling = msgspec.structs.replace(sampling, logit_bias={})

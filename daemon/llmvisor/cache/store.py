@@ -58,6 +58,22 @@ class ResponseCache:
             self._keep(key, entry)
             self._persisted.add(key)
 
+    async def configure(self, config: Cache) -> None:
+        """Other bounds and another folder hold from now on. Raises OSError where the folder cannot be used."""
+        folder = _folder(config)
+        if folder is not None and folder != self._folder:
+            await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True, mode=0o700)
+        is_another = folder != self._folder
+        if is_another:
+            # What has been written stays where it is: it is there again when that folder is.
+            self._persisted.clear()
+            self._folder = folder
+        self._entries_max = config.max_size if config.enabled else 0
+        self._ttl_seconds = config.ttl_seconds
+        self._trim()
+        if is_another:
+            await self.open()
+
     async def close(self) -> None:
         """Wait for what is still being written."""
         while self._last_write is not None:
@@ -113,6 +129,9 @@ class ResponseCache:
         self._forget(key)
         self._entries[key] = entry
         self._bytes += len(entry.value)
+        self._trim()
+
+    def _trim(self) -> None:
         while len(self._entries) > self._entries_max or self._bytes > limits.cache_bytes_max:
             self._evictions += 1
             self._drop(next(iter(self._entries)))
@@ -155,8 +174,12 @@ def make_cache(config: Cache, clock: Clock) -> ResponseCache:
         entries_max=config.max_size if config.enabled else 0,
         ttl_seconds=config.ttl_seconds,
         now=lambda: clock.now().timestamp(),
-        folder=Path(config.dir) if config.enabled and config.persist_to_disk else None,
+        folder=_folder(config),
     )
+
+
+def _folder(config: Cache) -> Path | None:
+    return Path(config.dir) if config.enabled and config.persist_to_disk else None
 
 
 def _write(folder: Path, key: str, entry: Entry) -> None:

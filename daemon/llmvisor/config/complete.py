@@ -7,6 +7,7 @@ import ipaddress
 import msgspec
 
 from llmvisor import limits
+from llmvisor.config.api_keys import complete_keys
 from llmvisor.config.draft import Draft
 from llmvisor.config.models import complete_models
 from llmvisor.config.origins import DEFAULT, Origin, Path, dotted, leaves, shown
@@ -23,6 +24,7 @@ def complete(draft: Draft) -> tuple[Config, dict[str, Origin]]:
     if draft.value(("storage", "dir")) is None:
         draft.put(("storage", "dir"), draft.around.data_folder, DEFAULT)
     draft.make_absolute(("storage", "dir"))
+    complete_keys(draft)
     _complete_host(draft)
     _complete_socket(draft)
     for path in list(draft.settings):
@@ -54,11 +56,17 @@ def _complete_host(draft: Draft) -> None:
     host = draft.text(path)
     if host is None or is_loopback(host):
         return
-    open_to = f"{host} is open to other machines, and this version asks for no API key"
+    if draft.value(("server", "api_keys")) or draft.around.keys_made(draft.text(("storage", "dir")) or ""):
+        return
+    open_to = f"{host} is open to other machines, and no API key is asked for"
     if draft.around.public_allowed:
         draft.warn(path, open_to)
     else:
-        draft.wrong(path, f"{open_to}; take 127.0.0.1, or say --insecure-no-auth where the network itself is trusted")
+        draft.wrong(
+            path,
+            f"{open_to}; take 127.0.0.1, name a key in server.api_keys, make one with `llmctl keys add`, or say "
+            "--insecure-no-auth where the network itself is trusted",
+        )
 
 
 def _complete_socket(draft: Draft) -> None:

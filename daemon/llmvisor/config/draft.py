@@ -10,6 +10,14 @@ import msgspec
 
 from llmvisor.config.origins import DEFAULT, Origin, Path, dotted
 from llmvisor.config.settings import Problem, Setting
+from llmvisor.keys.key import ApiKey
+
+
+class KeyText(msgspec.Struct, frozen=True):
+    """What an entry of `server.api_keys` holds."""
+
+    text: str
+    warning: str | None = None
 
 
 class Surroundings(msgspec.Struct, frozen=True):
@@ -29,6 +37,12 @@ class Surroundings(msgspec.Struct, frozen=True):
     """Whether a plug-in registers that backend."""
     public_allowed: bool
     """Whether a public address is bound without API keys."""
+    key_text: Callable[[str, str], KeyText] | None = None
+    """What an entry of `server.api_keys` holds, relative to a folder; None where the machine is not to be asked.
+
+    Raises `ValueError`."""
+    keys_made: Callable[[str], bool] = bool
+    """Whether API keys were made in that storage folder."""
 
 
 class Draft:
@@ -47,6 +61,7 @@ class Draft:
         self.models = models
         """Names in order, and where the file names each, if it does."""
         self.around = around
+        self.api_keys: list[ApiKey] = []
         self.problems: list[Problem] = []
         self.warnings: list[str] = []
 

@@ -37,8 +37,8 @@ SERVER_NAMES: dict[str, Path] = {
 }
 """`LLMVISOR_SOCKET` is what `llmctl` reads as well, so that one variable moves both ends."""
 
-OUTSIDE_TREE = ("LLMVISOR_CONFIG", "LLMVISOR_DATA_DIR")
-"""Names that say where things are rather than what they are set to."""
+OUTSIDE_TREE = ("LLMVISOR_CONFIG", "LLMVISOR_DATA_DIR", "LLMVISOR_UPGRADE_FD", "LLMVISOR_PREFLIGHT")
+"""Names that say where things are rather than what they are set to, and those that one run hands to the next."""
 
 TIER_KEYS: dict[str, str] = {
     "MODEL_PATH": "path",

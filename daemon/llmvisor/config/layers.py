@@ -19,11 +19,14 @@ from llmvisor.config.dotenv import read_dotenv
 from llmvisor.config.draft import Draft, Surroundings
 from llmvisor.config.environment import Models, Variable, name_models, read_variables
 from llmvisor.config.flags import read_flags
+from llmvisor.config.key_files import KeyReader
 from llmvisor.config.origins import DEFAULT, Origin, Path, values_of
 from llmvisor.config.settings import Layer, Problem, Setting, in_order, read_file
 from llmvisor.config.tree import TIERS, Config
 from llmvisor.control.api import ConfigValue
 from llmvisor.errors import ConfigError
+from llmvisor.keys.file import has_keys
+from llmvisor.keys.key import ApiKey
 from llmvisor_runtimes.backend import ENTRY_POINT_GROUP
 
 INSECURE_FLAG = "insecure_no_auth"
@@ -41,6 +44,10 @@ class LoadedConfig(msgspec.Struct, frozen=True):
     """What is accepted, and better changed."""
     unused: list[str]
     """Environment variables that are known, and have no effect."""
+    api_keys: list[ApiKey] = []
+    """What `server.api_keys` names, hashed."""
+    file_is_empty: bool = False
+    """The file is there and sets nothing."""
 
 
 def load_config(*, flags: Mapping[str, object], environ: Mapping[str, str], cwd: FilePath) -> LoadedConfig:
@@ -178,7 +185,8 @@ def _load(
         problems += layer.problems
     named = {name: file_layer.model_names.get(name) for name in models.tiers}
     broken = {problem.path for problem in problems}
-    draft = Draft(settings, named, _surroundings(flags, environ, cwd), broken)
+    texts = None if alone else {each.name: each.value for each in (*dotenv_variables.values(), *variables.values())}
+    draft = Draft(settings, named, _surroundings(flags, environ, cwd, texts), broken)
     config, origins = complete(draft)
     problems += draft.problems
     if problems:
@@ -188,10 +196,22 @@ def _load(
         for path in (file if text is not None and not alone else None, dotenv)
         if path is not None and _is_writable_by_all(path)
     ]
-    return LoadedConfig(config, origins, file, dotenv, [*warnings, *draft.warnings], [*dotenv_unused, *unused])
+    return LoadedConfig(
+        config,
+        origins,
+        file,
+        dotenv,
+        [*warnings, *draft.warnings],
+        [*dotenv_unused, *unused],
+        draft.api_keys,
+        file_is_empty=file is not None and not file_layer.settings and not file_layer.model_names,
+    )
 
 
-def _surroundings(flags: Mapping[str, object], environ: Mapping[str, str], cwd: FilePath) -> Surroundings:
+def _surroundings(
+    flags: Mapping[str, object], environ: Mapping[str, str], cwd: FilePath, texts: Mapping[str, str] | None
+) -> Surroundings:
+    """`texts` are the variables of all layers; None where the text of a file is judged by itself."""
     return Surroundings(
         home=str(paths.home(environ)),
         output_folder=str(paths.output_dir(environ, cwd)),
@@ -201,6 +221,8 @@ def _surroundings(flags: Mapping[str, object], environ: Mapping[str, str], cwd: 
         folder_backend=_folder_backend,
         has_backend=_has_backend,
         public_allowed=bool(flags.get(INSECURE_FLAG)),
+        key_text=None if texts is None else KeyReader(texts, str(paths.home(environ))),
+        keys_made=bool if texts is None else has_keys,
     )
 
 

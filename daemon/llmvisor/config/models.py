@@ -9,7 +9,7 @@ from typing import cast
 from llmvisor import limits
 from llmvisor.config.draft import Draft, absolute
 from llmvisor.config.origins import Path, dotted
-from llmvisor.config.tree import TIERS, Llm
+from llmvisor.config.tree import TIERS, Llm, Server
 from llmvisor.routing.names import check_name
 
 BACKENDS = ("flag", "llamacpp", "mlx", "mock")
@@ -35,6 +35,7 @@ def complete_models(draft: Draft) -> None:
         _check_restart(draft, (*path, "restart", "backoff"))
         for key, value in (("temperature", Llm().temperature), ("max_tokens", Llm().max_tokens)):
             _inherit(draft, (*path, key), ("llm", key), value)
+        _inherit(draft, (*path, "sandbox"), ("server", "sandbox"), Server().sandbox)
     _check_aliases(draft)
     for path in draft.settings:
         _check_free_name(draft, path)
@@ -142,7 +143,7 @@ def _check_restart(draft: Draft, key: Path) -> None:
         draft.wrong(key, f"found {found}, allowed: the shortest wait first, and not above the longest")
 
 
-def _inherit(draft: Draft, key: Path, general: Path, default: float) -> None:
+def _inherit(draft: Draft, key: Path, general: Path, default: float | str) -> None:
     if draft.value(key) is None:
         value = draft.value(general)
         draft.put(key, default if value is None else value, draft.origin(general))

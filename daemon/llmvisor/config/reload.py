@@ -11,7 +11,7 @@ from typing import Final, Literal
 import msgspec
 
 from llmvisor.config.origins import Path, dotted, leaves, shown
-from llmvisor.config.tree import Config
+from llmvisor.config.tree import Config, ModelConfig
 
 Effect = Literal[
     "logging", "cache", "limits", "routing", "http_listener", "control_listener", "update", "replace", "restart"
@@ -45,8 +45,10 @@ MODEL_EFFECTS: Final[dict[str, Effect]] = {
     "stall_timeout": "update",
     "queue_limit": "update",
     "restart": "update",
+    "sandbox": "replace",
     "env": "replace",
     "options": "replace",
+    "memory": "update",
 }
 """What a change of each of a model's keys means."""
 
@@ -54,17 +56,26 @@ SECTION_EFFECTS: Final[dict[Path, Effect]] = {
     ("server", "host"): "http_listener",
     ("server", "port"): "http_listener",
     ("server", "port_file"): "http_listener",
+    ("server", "management"): "limits",
+    ("server", "api_keys"): "limits",
     ("server", "allowed_hosts"): "limits",
     ("server", "cors_origins"): "limits",
     ("server", "media_hosts"): "limits",
     ("server", "max_body_mb"): "limits",
     ("server", "shutdown_timeout"): "limits",
     ("server", "drain_timeout"): "limits",
+    ("server", "upgrade_timeout"): "limits",
+    ("server", "upgrade"): "limits",
+    ("server", "sandbox"): "routing",
     ("control", "socket"): "control_listener",
     ("control", "mode"): "control_listener",
     ("control", "group"): "control_listener",
     ("logging", "main"): "logging",
     ("memory", "limit"): "limits",
+    ("memory", "min_residency"): "limits",
+    ("memory", "wait_timeout"): "limits",
+    ("memory", "soft_free"): "limits",
+    ("memory", "hard_free"): "limits",
     ("cache", "enabled"): "cache",
     ("cache", "max_size"): "cache",
     ("cache", "ttl_seconds"): "cache",
@@ -177,6 +188,20 @@ def plan(old: Config, new: Config) -> ReloadPlan:
         reason = "the socket moves, the lock and the journal of workers stay in the folder of the old one"
         found.waits.append(Wait("control.socket", reason))
     return found
+
+
+def worker_changes(old: ModelConfig, new: ModelConfig) -> list[str]:
+    """The keys that differ and for which a model's worker has to be a new one."""
+    return [
+        key
+        for key, effect in MODEL_EFFECTS.items()
+        if effect == "replace" and _key(getattr(old, key)) != _key(getattr(new, key))
+    ]
+
+
+def is_same_model(old: ModelConfig, new: ModelConfig) -> bool:
+    """Whether two configurations of a model say the same."""
+    return old is new or _key(old) == _key(new)
 
 
 class _Difference(msgspec.Struct, frozen=True):

@@ -20,7 +20,7 @@ Kind = Literal["section", "named", "open", "leaf"]
 LATER: frozenset[str] = frozenset(
     {
         "routing", "version",
-        "server.management", "server.api_keys", "logging.content",
+        "logging.content",
         "llm.services", "llm.prices",
         "models.*.source", "models.*.replicas",
     }

@@ -15,6 +15,8 @@ from llmvisor.control.api import LogLevel
 from llmvisor_runtimes.protocol import ModelOptions, Sampling
 
 Tier = Literal["light", "medium", "heavy", "embedding", "reranker"]
+Sandbox = Literal["auto", "off", "required"]
+"""`auto` takes what the system has of it, `required` does not load a model without all of it."""
 TIERS: tuple[Tier, ...] = ("light", "medium", "heavy", "embedding", "reranker")
 
 AUTO = 0
@@ -76,6 +78,10 @@ class Server(Section, frozen=True):
     port: Port = 8000
     """0 takes a free one."""
     port_file: Text | None = ".port"
+    management: bool = False
+    """Management paths answer on TCP too, to an API key of that scope."""
+    api_keys: Annotated[list[Text], Meta(max_length=1000)] = []
+    """Environment variables and files that hold keys; those that `llmctl keys` made count beside them."""
     allowed_hosts: list[AllowedHost] = []
     cors_origins: list[CorsOrigin] = msgspec.field(default_factory=lambda: ["loopback"])
     media_hosts: list[MediaHost] = []
@@ -84,6 +90,12 @@ class Server(Section, frozen=True):
     shutdown_timeout: Idle = 600.0
     """Seconds without a request before the daemon exits; 0 = never."""
     drain_timeout: Idle = 30.0
+    upgrade_timeout: Idle = 120.0
+    """What an upgrade in place waits for all that runs; it is given up after that."""
+    upgrade: bool = False
+    """SIGHUP upgrades in place, which reads the configuration too."""
+    sandbox: Sandbox = "auto"
+    """Whether workers are held to what they need, where a model does not say."""
 
     @property
     def body_bytes_max(self) -> int:
@@ -122,15 +134,28 @@ class Logging(Section, frozen=True):
 
 
 class Memory(Section, frozen=True):
+    """What the models' workers may take together, and how they make room for each other."""
+
     limit: MemoryLimit = "80%"
+    min_residency: Annotated[float, Meta(ge=0, le=86_400)] = 10.0
+    """Seconds that a loaded model keeps its memory at least while others wait for it; an idle one no longer than its
+    reload would take."""
+    wait_timeout: Timeout = 120.0
+    """What a load waits for memory."""
+    soft_free: MemoryLimit = "5%"
+    """With less free on the machine, caches are given up and idle models unloaded."""
+    hard_free: MemoryLimit = "2%"
+    """With less, the worker that is most above its estimate is stopped."""
 
     def limit_bytes(self, total_bytes: int) -> int:
         """The bound for all workers together, where the machine (or its cgroup) has this much."""
-        parsed = parse_memory(self.limit)
-        if parsed is None:
-            raise ValueError(f"{self.limit!r} is no memory limit")
-        share, size = parsed
-        return size if share is None else int(total_bytes * share)
+        return memory_bytes(self.limit, total_bytes)
+
+    def soft_free_bytes(self, total_bytes: int) -> int:
+        return memory_bytes(self.soft_free, total_bytes)
+
+    def hard_free_bytes(self, total_bytes: int) -> int:
+        return memory_bytes(self.hard_free, total_bytes)
 
 
 class Restart(Section, frozen=True):
@@ -178,8 +203,16 @@ class ModelConfig(Section, frozen=True):
     queue_limit: Annotated[int, Meta(ge=0, le=100_000)] = 64
     """Requests that wait beside those that run; 0 = none."""
     restart: Restart = Restart()
+    sandbox: Sandbox | None = None
+    """Always set in a loaded tree."""
     env: dict[str, EnvironmentValue] = {}
     options: dict[str, object] = {}
+    memory: MemoryLimit | None = None
+    """What its worker takes, where that is known better than from its file and earlier loads."""
+
+    def memory_bytes(self, total_bytes: int) -> int | None:
+        """`memory`, where the machine has so much."""
+        return None if self.memory is None else memory_bytes(self.memory, total_bytes)
 
     def sampling_defaults(self) -> Sampling:
         """How tokens are chosen where a request does not say."""
@@ -299,6 +332,15 @@ _UNITS: dict[str, int] = {
     "k": 10**3, "kb": 10**3, "m": 10**6, "mb": 10**6, "g": 10**9, "gb": 10**9, "t": 10**12, "tb": 10**12,
     "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
 }  # fmt: skip
+
+
+def memory_bytes(text: str, total_bytes: int) -> int:
+    """An amount of memory on a machine that has this much. Raises ValueError for what is none."""
+    parsed = parse_memory(text)
+    if parsed is None:
+        raise ValueError(f"{text!r} is no amount of memory")
+    share, size = parsed
+    return size if share is None else int(total_bytes * share)
 
 
 def parse_memory(text: str) -> tuple[float | None, int] | None:

@@ -18,8 +18,12 @@ from llmvisor.control.api import (
     JobRequest,
     LogLevel,
     LogRecord,
+    Postmortem,
     RegistryModel,
+    ReloadReport,
     RuntimeStatus,
+    UpgradeRequest,
+    UpgradeStatus,
     UsageRow,
 )
 from llmvisor.jobs.history import JobEvent
@@ -43,6 +47,10 @@ class Control(Protocol):
     def runtimes(self) -> list[RuntimeStatus]: ...
 
     def runtime(self, model: str) -> RuntimeStatus: ...
+
+    def postmortems(self, model: str | None = None) -> list[Postmortem]:
+        """The last crashes since the daemon started, newest first; of one model or of all."""
+        ...
 
     async def read_header(self, model: str) -> None:
         """Look into a model's file, so that what it says is known although nobody has loaded it."""
@@ -109,8 +117,20 @@ class Control(Protocol):
 
     def config_values(self) -> Iterator[ConfigValue]: ...
 
+    async def reload_config(self) -> ReloadReport:
+        """Read the configuration now. Raises `InvalidConfig`, `ReloadFailed`; what ran goes on then."""
+        ...
+
+    async def put_config(self, text: str) -> ReloadReport:
+        """Make this the text of the configuration file. Raises as `reload_config`, and `Conflict` without a file."""
+        ...
+
     def check_config(self, text: str, name: str) -> list[str]:
         """What is wrong with a configuration file's text; `name` stands in the messages. Empty = it can be used."""
+        ...
+
+    def restart(self, request: UpgradeRequest) -> UpgradeStatus:
+        """Begin an upgrade in place. Raises `Conflict` where one is under way."""
         ...
 
     def shutdown(self) -> None:

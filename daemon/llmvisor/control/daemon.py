@@ -16,6 +16,7 @@ from llmvisor.config.layers import LoadedConfig, config_values
 from llmvisor.control.api import (
     BackendStatus,
     CacheStats,
+    ConfigStatus,
     ConfigValue,
     DaemonStatus,
     Event,
@@ -24,17 +25,25 @@ from llmvisor.control.api import (
     JobRequest,
     LogLevel,
     LogRecord,
+    Postmortem,
     RegistryModel,
+    ReloadReport,
     RuntimeStatus,
+    UpgradeRequest,
+    UpgradeStatus,
     UsageRow,
 )
+from llmvisor.errors import Conflict, InvalidConfig, ReloadFailed, ShuttingDown
 from llmvisor.jobs.engine import Jobs
 from llmvisor.jobs.history import JobEvent
+from llmvisor.keys.gate import Gate
 from llmvisor.log import LogHub
 from llmvisor.models.registry import Registry, RegistryName
+from llmvisor.reloading import Reloader
 from llmvisor.store.store import Store
 from llmvisor.store.usage import UsageGroup
 from llmvisor.supervision.supervisor import Supervisor
+from llmvisor.upgrade.upgrader import Upgrader
 from llmvisor.usage import UsageRecorder
 
 _DOWN = {"error", "unavailable", "not_loaded"}
@@ -54,7 +63,7 @@ class DaemonControl:
     def __init__(
         self,
         *,
-        loaded: LoadedConfig,
+        loaded: Callable[[], LoadedConfig],
         supervisor: Supervisor,
         jobs: Jobs,
         events: Hub[Event],
@@ -64,6 +73,7 @@ class DaemonControl:
         store: Store,
         usage: UsageRecorder,
         registry: Registry,
+        gate: Gate,
         clock: Clock,
         check: Callable[[str, str], list[str]],
         stop: Callable[[], None],
@@ -79,12 +89,25 @@ class DaemonControl:
         self._store = store
         self._usage = usage
         self._registry = registry
+        self._gate = gate
         self._clock = clock
         self._check = check
         self._stop = stop
         self._started_at = clock.now().isoformat()
         self._started = clock.monotonic()
         self.draining = False
+        self.reloader: Reloader | None = None
+        self.upgrader: Upgrader | None = None
+        """Once the daemon serves."""
+
+    @property
+    def since(self) -> tuple[float, str]:
+        """When the daemon was started, on its clock and for people."""
+        return self._started, self._started_at
+
+    def goes_on(self, started: float, started_at: str) -> None:
+        """An earlier run of this process has begun then."""
+        self._started, self._started_at = started, started_at
 
     # ------------------------------------------------------------------------------------------------ status
 
@@ -98,8 +121,8 @@ class DaemonControl:
             for status in (runtime.status() for runtime in kept)
             if status.error is not None and status.state in _DOWN
         ]
-        if (problem := self._store.degraded) is not None:
-            reasons.append(problem)
+        reasons += [problem for problem in (self._store.degraded, self._gate.problem) if problem is not None]
+        reasons += _reasons(self._config_status())
         return HealthAnswer("degraded" if reasons else "healthy", timestamp, reasons)
 
     def ready(self) -> Sequence[str]:
@@ -114,7 +137,7 @@ class DaemonControl:
     def daemon_status(self) -> DaemonStatus:
         runtimes = self.runtimes()
         health = self.health()
-        file = self._loaded.file
+        file = self._loaded().file
         return DaemonStatus(
             version=__version__,
             pid=os.getpid(),
@@ -131,6 +154,8 @@ class DaemonControl:
             log_dropped=self._logs.dropped,
             runtimes=runtimes,
             jobs=[job for job in self._jobs.all() if job.ended_at is None],
+            upgrade=UpgradeStatus() if self.upgrader is None else self.upgrader.status,
+            config=self._config_status(),
         )
 
     def runtimes(self) -> list[RuntimeStatus]:
@@ -138,6 +163,12 @@ class DaemonControl:
 
     def runtime(self, model: str) -> RuntimeStatus:
         return self._supervisor.runtime(model).status()
+
+    def postmortems(self, model: str | None = None) -> list[Postmortem]:
+        if model is not None:
+            return self._supervisor.runtime(model).postmortems.all()
+        found = [one for runtime in self._runtimes.values() for one in runtime.postmortems.all()]
+        return sorted(found, key=lambda one: one.time, reverse=True)
 
     async def read_header(self, model: str) -> None:
         await self._supervisor.read_header(model)
@@ -194,10 +225,44 @@ class DaemonControl:
     # ------------------------------------------------------------------------------------------------ configuration
 
     def config_values(self) -> Iterator[ConfigValue]:
-        return config_values(self._loaded)
+        return config_values(self._loaded())
+
+    def _config_status(self) -> ConfigStatus:
+        return ConfigStatus() if self.reloader is None else self.reloader.status()
+
+    async def reload_config(self) -> ReloadReport:
+        return _succeeded(await self._reloader().reload("request"))
+
+    async def put_config(self, text: str) -> ReloadReport:
+        return _succeeded(await self._reloader().put(text))
+
+    def _reloader(self) -> Reloader:
+        if self.reloader is None:
+            raise ShuttingDown("the daemon is only starting")
+        return self.reloader
 
     def check_config(self, text: str, name: str) -> list[str]:
         return self._check(text, name)
 
+    def restart(self, request: UpgradeRequest) -> UpgradeStatus:
+        if self.draining or self.upgrader is None:
+            raise Conflict("the daemon is starting or stopping")
+        return self.upgrader.request(timeout_seconds=request.timeout_seconds, force=request.force)
+
     def shutdown(self) -> None:
         self._stop()
+
+
+def _reasons(config: ConfigStatus) -> list[str]:
+    """What of the configuration's files does not hold."""
+    stayed = [f"{model} runs with its earlier configuration: {reason}" for model, reason in config.stayed.items()]
+    return [*(f"the configuration could not be reloaded: {problem}" for problem in config.problems), *stayed]
+
+
+def _succeeded(report: ReloadReport) -> ReloadReport:
+    """Raises what a reload that did not is answered with."""
+    if report.outcome == "refused":
+        raise InvalidConfig("the earlier configuration goes on: " + "; ".join(report.problems))
+    if report.outcome == "failed":
+        raise ReloadFailed("the earlier configuration goes on: " + "; ".join(report.problems))
+    return report

@@ -15,10 +15,10 @@ from msgspec import Meta
 from llmvisor import limits
 from llmvisor.control.api import ModelStatus
 from llmvisor.errors import InvalidRequest, LlmvisorError
-from llmvisor.http.connections import is_unix
 from llmvisor.http.durations import keep_alive_seconds
 from llmvisor.http.openai.request import ModelName, TokenId
-from llmvisor.services.service import Embedded, Scored
+from llmvisor.http.terms import terms_of
+from llmvisor.services.service import Embedded, Scored, Terms
 from llmvisor_runtimes.protocol import Lane
 
 PRIORITY_HEADER = "X-LLMVISOR-Priority"
@@ -57,9 +57,9 @@ class EncodingFields(msgspec.Struct, kw_only=True):
             raise InvalidRequest(f"{PRIORITY_HEADER}: expected interactive or bulk, found {said!r:.60}")
         return "bulk" if said == "bulk" else "interactive"
 
-    def client(self, request: web.Request) -> str:
-        """The name that the request is fairly treated under: the user it names, else where it comes from."""
-        return (self.user or _peer(request))[: limits.client_name_chars_max]
+    def terms(self, request: web.Request) -> Terms:
+        """Raises `InvalidRequest`."""
+        return terms_of(request, user=self.user)
 
 
 def texts_of(given: EmbeddingInput, param: str) -> list[str | list[int]]:
@@ -129,13 +129,3 @@ async def join_slices(pieces: Iterable[tuple[bytes | None, int]], *, begin: byte
 
 def json_bytes_answer(body: bytes, headers: Mapping[str, str]) -> web.Response:
     return web.Response(body=body, headers={"Content-Type": "application/json", **headers})
-
-
-def _peer(request: web.Request) -> str:
-    """Where a request comes from: of this machine's own clients, each connection is one."""
-    transport = request.transport
-    if transport is None or is_unix(transport):
-        return "unix"
-    peer: tuple[object, ...] = transport.get_extra_info("peername") or ("",)
-    host = str(peer[0])
-    return f"{host}:{peer[1]}" if host.startswith(("127.", "::1")) and len(peer) > 1 else host

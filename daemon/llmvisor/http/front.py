@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,6 +16,7 @@ from llmvisor.errors import ModelNotFound, TierNotConfigured, UnsupportedOperati
 from llmvisor.http.ids import Ids
 from llmvisor.http.media_fetch import MediaFetcher
 from llmvisor.http.settings import HttpSettings
+from llmvisor.keys.gate import KEY, Gate
 from llmvisor.routing.names import DEFAULT, Purpose
 from llmvisor.services.service import Service
 from llmvisor.store.usage import EndedRequest
@@ -75,12 +77,45 @@ class Front:
     """Writes down what an inference request took, once it has ended."""
     installed: Opening
     """The installed models, which `resolve` does not know before."""
+    gate: Gate
+    """The API keys."""
 
     async def find(self, requested: str | None, purpose: Purpose = "name") -> str:
         """The name of the model that a request means. Where only an installed one can be meant, and those are not
-        known yet, it waits for them. Raises `ModelNotFound`, `TierNotConfigured`."""
+        known yet, it waits for them. Raises `ModelNotFound`, also for one that the request's key is not for, and
+        `TierNotConfigured`."""
+        name = await self._found(requested, purpose)
+        if self.visible(name) or (not self.installed.is_open and await self.installed.wait_open() and self.visible(name)):
+            return name
+        own = None if _names_one(requested) else self._first_of_key()
+        if own is None:
+            raise ModelNotFound(f"the model '{requested or name}' is not one that this API key is for", param="model")
+        return own
+
+    def visible(self, name: str) -> bool:
+        """Whether the request's key is for this model. What no key is asked for is for everybody."""
+        key = KEY.get()
+        if key is None or not key.models or name in key.models:
+            return True
+        return any(self._means(entry, name) for entry in key.models)
+
+    def _first_of_key(self) -> str | None:
+        """What a request means that names no model, where the usual answer is not for its key."""
+        key = KEY.get()
+        for entry in key.models if key is not None else ():
+            with suppress(ModelNotFound, TierNotConfigured):
+                return self.resolve(entry)
+        return None
+
+    def _means(self, entry: str, name: str) -> bool:
+        try:
+            return self.resolve(entry) == name
+        except (ModelNotFound, TierNotConfigured):
+            return False  # it was there when the key was made
+
+    async def _found(self, requested: str | None, purpose: Purpose) -> str:
         if not self.installed.is_open:
-            named = requested not in {None, "", DEFAULT}
+            named = _names_one(requested)
             try:
                 # What a name looks like counts only once it is known that no model has it.
                 return self.resolve(requested, "name" if named else purpose)
@@ -102,6 +137,10 @@ class Front:
 
     def unix_seconds(self) -> int:
         return int(self.clock.now().timestamp())
+
+
+def _names_one(requested: str | None) -> bool:
+    return requested not in {None, "", DEFAULT}
 
 
 def _other_abilities(status: ModelStatus, capability: str) -> str | None:

@@ -50,6 +50,11 @@ def finished(stream: Stream) -> Done:
     return stream.done
 
 
+def first_wait(streams: Sequence[Stream]) -> str:
+    """What the first of these that waits waits for."""
+    return next((waits for stream in streams if (waits := stream.waits_for())), "")
+
+
 def serving_headers(model: ModelStatus, streams: Sequence[Stream]) -> dict[str, str]:
     """Who served, and how long that took to begin. The times are known once something has come."""
     headers = {"X-LLMVISOR-Model": model.id, CACHE_HEADER: cache_state(stream.cache for stream in streams)}
@@ -64,9 +69,13 @@ async def answer_events(
     front: Front,
     headers: Callable[[], Mapping[str, str]],
     produce: Callable[[EventStream], Awaitable[None]],
+    waits_for: Callable[[], str] = str,
 ) -> web.StreamResponse:
-    """An answer of what `produce` writes. Its errors have their status before the first byte, else are an event."""
-    async with EventStream(request, front, headers) as events:
+    """An answer of what `produce` writes. Its errors have their status before the first byte, else are an event.
+
+    `waits_for` says in a few words why nothing comes; heartbeats tell the client.
+    """
+    async with EventStream(request, front, headers, waits_for) as events:
         try:
             await produce(events)
         except LlmvisorError as error:

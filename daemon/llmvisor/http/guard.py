@@ -17,10 +17,13 @@ from llmvisor.http.settings import HttpSettings
 _AUTHORITY = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::\d{1,5})?", re.ASCII)
 _ORIGIN = re.compile(r"https?://(?P<authority>.+)", re.ASCII)
 _JSON = re.compile(r"application/json\s*(;.*)?", re.ASCII | re.IGNORECASE)
-_MANAGEMENT = re.compile(r"/(llm|jobs|logs|events|config|usage|shutdown|internal/cache/clear)(/.*)?", re.DOTALL)
+_SOCKET_ALONE = re.compile(r"/(keys)(/.*)?", re.DOTALL)
+_MANAGEMENT = re.compile(
+    r"/(llm|jobs|logs|events|config|usage|shutdown|restart|keys|internal/cache/clear)(/.*)?", re.DOTALL
+)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Guard:
     """The allowlists, from the settings."""
 
@@ -28,6 +31,8 @@ class Guard:
     origins: frozenset[str]
     loopback_origins: bool
     every_origin: bool
+    management: bool
+    """Whether management paths answer on TCP."""
 
     @classmethod
     def of(cls, settings: HttpSettings) -> Self:
@@ -37,7 +42,13 @@ class Guard:
             origins=frozenset(origin.lower().rstrip("/") for origin in origins),
             loopback_origins="loopback" in origins,
             every_origin="*" in origins,
+            management=settings.management,
         )
+
+    def take(self, other: Guard) -> None:
+        """Allow what another one allows from now on."""
+        self.hosts, self.origins = other.hosts, other.origins
+        self.loopback_origins, self.every_origin = other.loopback_origins, other.every_origin
 
     def check_host(self, headers: list[str], effective: str, local_address: str) -> None:
         """Raises `HostNotAllowed`.
@@ -80,12 +91,18 @@ class Guard:
         match = _ORIGIN.fullmatch(origin)
         if match is None:
             return False
-        if match["authority"].lower() == host.lower():
-            return True  # our own page; Host has been checked
+        if is_own_page(origin, host):
+            return True
         return self.loopback_origins and names_loopback(match["authority"])
 
 
 _UNSPECIFIED = frozenset({"0.0.0.0", "::", ""})  # noqa: S104  # what must not pass as a host name
+
+
+def is_own_page(origin: str, host: str) -> bool:
+    """Whether a page of this very address asks; the Host header has been checked."""
+    match = _ORIGIN.fullmatch(origin)
+    return match is not None and match["authority"].lower() == host.lower()
 
 
 def host_name(authority: str) -> str | None:
@@ -120,6 +137,17 @@ def check_content_type(content_types: list[str], content_encoding: str | None) -
         )
 
 
+def strange_coding(transfer_encodings: list[str]) -> str | None:
+    """What is not plain `chunked`: our parser would take `gzip, chunked` and hand on what is still packed."""
+    strange = (value for value in transfer_encodings if value.strip().lower() != "chunked")
+    return next(strange, None) if len(transfer_encodings) < 2 else ", ".join(transfer_encodings)
+
+
 def is_management(path: str) -> bool:
-    """Whether a decoded path belongs to those that answer on the Unix socket alone."""
+    """Whether a decoded path belongs to those that answer on the Unix socket, and on TCP only where that is set."""
     return _MANAGEMENT.fullmatch(path) is not None
+
+
+def is_for_the_socket_alone(path: str) -> bool:
+    """Whether it never answers on TCP: who holds a key makes no others."""
+    return _SOCKET_ALONE.fullmatch(path) is not None

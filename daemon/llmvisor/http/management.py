@@ -16,6 +16,7 @@ from llmvisor import limits
 from llmvisor.control.api import (
     CacheCleared,
     ConfigCheckAnswer,
+    ConfigPut,
     Job,
     JobParams,
     JobRequest,
@@ -23,6 +24,7 @@ from llmvisor.control.api import (
     ListAnswer,
     ModelState,
     ModelStatus,
+    UpgradeRequest,
 )
 from llmvisor.errors import InvalidRequest, ModelNotFound
 from llmvisor.http.answers import ENCODER, json_answer
@@ -47,6 +49,8 @@ class ShutdownAnswer(msgspec.Struct):
 
 
 _CHECK = BodyDecoder(ConfigCheck)
+_PUT = BodyDecoder(ConfigPut)
+_UPGRADE = BodyDecoder(UpgradeRequest)
 
 
 async def status(request: web.Request) -> web.Response:
@@ -61,6 +65,13 @@ async def runtimes(request: web.Request) -> web.Response:
 async def runtime(request: web.Request) -> web.Response:
     front = request.app[FRONT]
     return json_answer(front.control.runtime(await front.find(request.match_info["id"])))
+
+
+async def postmortems(request: web.Request) -> web.Response:
+    """The last crashes, newest first: of one model, or of all."""
+    front = request.app[FRONT]
+    asked = request.match_info.get("id")
+    return _listed(front.control.postmortems(None if asked is None else await front.find(asked)))
 
 
 async def backends(request: web.Request) -> web.Response:
@@ -158,6 +169,25 @@ async def check_config(request: web.Request) -> web.Response:
     asked = await read_struct(request, _CHECK, front.settings)
     problems = front.control.check_config(asked.text, asked.name)
     return json_answer(ConfigCheckAnswer(valid=not problems, problems=problems))
+
+
+async def restart(request: web.Request) -> web.Response:
+    """Upgrade in place; the answer says that it has begun, and the status how it goes."""
+    front = request.app[FRONT]
+    asked = await read_struct(request, _UPGRADE, front.settings) if request.body_exists else UpgradeRequest()
+    return json_answer(front.control.restart(asked), status=202)
+
+
+async def reload_config(request: web.Request) -> web.Response:
+    """Read the configuration's files again."""
+    return json_answer(await request.app[FRONT].control.reload_config())
+
+
+async def put_config(request: web.Request) -> web.Response:
+    """Another text of the configuration file, written and applied, or neither."""
+    front = request.app[FRONT]
+    asked = await read_struct(request, _PUT, front.settings)
+    return json_answer(await front.control.put_config(asked.text))
 
 
 async def shutdown(request: web.Request) -> web.Response:

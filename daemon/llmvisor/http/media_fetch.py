@@ -67,6 +67,10 @@ class MediaFetcher:
         self._resolver = resolver
         self._session: aiohttp.ClientSession | None = None
 
+    def configure(self) -> None:
+        """The settings have changed."""
+        self._hosts = MediaHosts.of(self._settings.media_hosts)
+
     def allowed(self, wanted: Mapping[str, str]) -> dict[str, Target]:
         """What to fetch for these URLs, each of which comes with the field that names it.
 

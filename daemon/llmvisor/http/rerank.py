@@ -131,7 +131,7 @@ async def score(
             pairs=pairs,
             truncate=truncate,
             lane=asked.lane(request, len(pairs)),
-            client=asked.client(request),
+            terms=asked.terms(request),
             keep_alive_seconds=asked.keep_alive_seconds(),
             cache=cache_use(request.headers),
         ),

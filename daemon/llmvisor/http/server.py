@@ -11,8 +11,16 @@ from aiohttp import web
 from llmvisor import limits
 from llmvisor.clock import Clock
 from llmvisor.control.control import Control
-from llmvisor.errors import BodyTooLarge, InvalidRequest, LlmvisorError, MethodNotAllowed, NotFound
-from llmvisor.http import feeds, health, management, tei
+from llmvisor.errors import (
+    BodyTooLarge,
+    InvalidApiKey,
+    InvalidRequest,
+    LlmvisorError,
+    MethodNotAllowed,
+    NotFound,
+    OriginNotAllowed,
+)
+from llmvisor.http import access, feeds, health, keys, management, tei
 from llmvisor.http import guard as rules
 from llmvisor.http.answers import error_answer
 from llmvisor.http.connections import FrontRunner, check_parser, is_unix
@@ -29,6 +37,7 @@ from llmvisor.http.openai.tokenize import apply_template, detokenize, tokenize
 from llmvisor.http.registry import registry_models
 from llmvisor.http.settings import HttpSettings
 from llmvisor.http.usage import ended_request, forget, usage
+from llmvisor.keys.gate import Gate
 from llmvisor.lean_structlog import structlog
 from llmvisor.log import get_logger
 from llmvisor.services.metered import METER, Meter
@@ -40,7 +49,10 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 GUARD = web.AppKey("guard", rules.Guard)
 _REQUEST_ID = re.compile(rf"[A-Za-z0-9._:/+=@,-]{{1,{limits.request_id_chars_max}}}", re.ASCII)
 _HEADER_NAMES = re.compile(r"[A-Za-z0-9_,\s-]{0,2048}", re.ASCII)
-_EXPOSED = "X-Request-Id, X-LLMVISOR-Model, X-LLMVISOR-Cache, X-LLMVISOR-Queue-Ms, X-LLMVISOR-Load-Ms, Retry-After"
+_EXPOSED = (
+    "X-Request-Id, X-LLMVISOR-Model, X-LLMVISOR-Cache, X-LLMVISOR-Queue-Ms, X-LLMVISOR-Load-Ms, Retry-After, "
+    f"{access.EXPOSED}"
+)
 _CLIENT_GONE = 499
 _LOGGED_PATH_CHARS_MAX = 200
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
@@ -55,6 +67,7 @@ def build_app(
     clock: Clock,
     ids: Ids,
     resolve: Resolve,
+    gate: Gate,
     installed: Opening | None = None,
     record: Callable[[EndedRequest], None] | None = None,
 ) -> web.Application:
@@ -75,6 +88,7 @@ def build_app(
         media=media,
         installed=installed or NothingToOpen(),
         record=record or forget,
+        gate=gate,
     )
     app[GUARD] = rules.Guard.of(settings)
     app.on_response_prepare.append(_stamp)
@@ -82,6 +96,14 @@ def build_app(
     app.router.add_routes(_inference())
     app.router.add_routes(_management())
     return app
+
+
+def configure(app: web.Application, settings: HttpSettings) -> None:
+    """Other settings hold from now on."""
+    front = app[FRONT]
+    front.settings.take(settings)
+    front.media.configure()
+    app[GUARD].take(rules.Guard.of(settings))
 
 
 def _inference() -> list[web.RouteDef]:
@@ -108,13 +130,15 @@ def _inference() -> list[web.RouteDef]:
 
 
 def _management() -> list[web.RouteDef]:
-    """On the Unix socket alone. Ids of models may have a slash in them."""
+    """On the Unix socket, and on TCP where that is set. Ids of models may have a slash in them."""
     return [
         web.get("/llm/status", management.status),
         web.get("/llm/runtimes", management.runtimes),
         web.get("/llm/backends", management.backends),
         web.post("/internal/cache/clear", management.clear_cache),
         web.post("/llm/runtimes/{id:.+}/restart", management.restart_runtime),
+        web.get("/llm/runtimes/{id:.+}/postmortems", management.postmortems),
+        web.get("/llm/postmortems", management.postmortems),
         web.get("/llm/runtimes/{id:.+}", management.runtime),
         web.get("/llm/models", management.models),
         web.get("/llm/registry/models", registry_models),
@@ -129,7 +153,13 @@ def _management() -> list[web.RouteDef]:
         web.get("/events", feeds.state_events, allow_head=False),
         web.get("/usage", usage),
         web.get("/config", management.config),
+        web.put("/config", management.put_config),
         web.post("/config/check", management.check_config),
+        web.post("/config/reload", management.reload_config),
+        web.get("/keys", keys.keys),
+        web.post("/keys", keys.add_key),
+        web.delete("/keys/{name}", keys.revoke_key),
+        web.post("/restart", management.restart),
         web.post("/shutdown", management.shutdown),
     ]
 
@@ -177,7 +207,10 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
         return await handler(request)
     except LlmvisorError as error:
         request[ERROR] = error.code
-        return error_answer(error)
+        response = error_answer(error)
+        if isinstance(error, InvalidApiKey):
+            response.headers["WWW-Authenticate"] = access.CHALLENGE
+        return response
     except web.HTTPException as error:
         return _framework_answer(request, error)
     except ConnectionError:
@@ -210,13 +243,25 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     transport = request.transport
     if transport is None:
         raise ConnectionResetError("the client has gone, and with it what tells a page from an owner")
-    tcp = not is_unix(transport)  # no browser reaches the Unix socket
-    if tcp and (preflight := _check_tcp(request, transport)):
-        return preflight
+    if (coding := rules.strange_coding(request.headers.getall("Transfer-Encoding", []))) is not None:
+        response = error_answer(InvalidRequest(f"a body with Transfer-Encoding {coding[:100]!r} is not read"))
+        response.force_close()  # whoever stands in between may have read another end into it
+        return response
+    tcp = not is_unix(transport)  # no browser reaches the Unix socket, and its mode says who may
+    key = None
+    if tcp:
+        if (preflight := _check_tcp(request, transport)) is not None:
+            return preflight
+        gate = request.app[FRONT].gate
+        managed = request.app[GUARD].management and rules.is_management(request.path)
+        if gate.asked or managed:
+            key = await access.admit(request, gate, management=managed)
     has_body = request.method in _WITH_BODY and (tcp or request.body_exists)
     if has_body and request.match_info.http_exception is None:
         headers = request.headers
         rules.check_content_type(headers.getall("Content-Type", []), headers.get("Content-Encoding"))
+    if key is not None and request.method == "POST" and not rules.is_management(request.path):
+        return await access.counted(request, request.app[FRONT].gate, key, handler)
     return await handler(request)
 
 
@@ -232,7 +277,10 @@ def _check_tcp(request: web.Request, transport: asyncio.Transport) -> web.Respon
         if origin is not None:
             request[ORIGIN] = origin
     if rules.is_management(request.path):
-        raise _not_found(request)
+        if not checks.management or rules.is_for_the_socket_alone(request.path):
+            raise _not_found(request)
+        if origins and not rules.is_own_page(origins[0], request.host):
+            raise OriginNotAllowed("other pages manage nothing, whatever server.cors_origins allows")
     if request.method == "OPTIONS" and ORIGIN in request and "Access-Control-Request-Method" in headers:
         return _preflight(request)
     return None
@@ -254,6 +302,7 @@ async def _stamp(request: web.Request, response: web.StreamResponse) -> None:
     """The headers of every answer, streams too."""
     headers = response.headers
     headers["Server"] = "llmvisor"
+    access.stamp(request, headers)
     headers["X-Content-Type-Options"] = "nosniff"
     if (request_id := request.get(REQUEST_ID)) is not None:
         headers["X-Request-Id"] = request_id

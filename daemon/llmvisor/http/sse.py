@@ -25,12 +25,19 @@ class EventStream:
     (`connections`), as they are for every answer.
     """
 
-    def __init__(self, request: web.Request, front: Front, headers: Callable[[], Mapping[str, str]] = dict) -> None:
+    def __init__(
+        self,
+        request: web.Request,
+        front: Front,
+        headers: Callable[[], Mapping[str, str]] = dict,
+        waits_for: Callable[[], str] = str,
+    ) -> None:
         self.response = web.StreamResponse(headers=_HEADERS)
         self._request = request
         self._clock = front.clock
         self._heartbeat_seconds = front.settings.heartbeat_seconds
         self._headers = headers
+        self._waits_for = waits_for
         self._writer: AbstractStreamWriter | None = None
         self._beat: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -100,7 +107,8 @@ class EventStream:
         try:
             writer = self._writer or await self._start()
             self._written_at = self._clock.monotonic()
-            await writer.write(HEARTBEAT)
+            waits_for = self._waits_for()
+            await writer.write(HEARTBEAT if not waits_for else b": waiting, %b\n\n" % waits_for.encode())
         except ConnectionError:
             pass  # the client has gone; the handler is being cancelled
         finally:

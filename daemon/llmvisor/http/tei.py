@@ -121,7 +121,7 @@ async def _embedded(
                 kinds=[kind],
                 truncate=bool(asked.truncate),
                 lane=asked.lane(request, len(inputs)),
-                client=asked.client(request),
+                terms=asked.terms(request),
                 keep_alive_seconds=asked.keep_alive_seconds(),
                 cache=cache_use(request.headers),
             ),

@@ -11,6 +11,7 @@ from aiohttp import web
 
 from llmvisor.control.api import ListAnswer
 from llmvisor.errors import InternalError, InvalidRequest
+from llmvisor.http.access import API_KEY
 from llmvisor.http.answers import ENCODER, json_answer
 from llmvisor.http.decode import shown
 from llmvisor.http.front import ERROR, FRONT, MODEL, REQUEST_ID
@@ -51,6 +52,7 @@ def ended_request(
         service=model.service,
         tier=model.tier,
         task_type=task,
+        key_name=key.name if (key := request.get(API_KEY)) is not None else None,
         prompt_tokens=meter.prompt_tokens,
         cached_tokens=meter.cached_tokens,
         completion_tokens=meter.completion_tokens,

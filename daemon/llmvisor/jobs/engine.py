@@ -11,6 +11,8 @@ import functools
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager, suppress
 
+import msgspec
+
 from llmvisor import limits
 from llmvisor.broadcast import Subscription
 from llmvisor.clock import Clock
@@ -91,13 +93,45 @@ class Jobs:
         except TimeoutError:
             raise StoreUnavailable("the store is not open yet", hint="try again in a moment") from None
 
+    def configure(self, *, fetches_max: int) -> None:
+        """So many downloads at the same time from now on; those that run go on."""
+        self._most = plan.Limits(fetches_max)
+        if self._opened.is_set():
+            self._start_what_may()
+
     @property
     def busy(self) -> bool:
         """Whether there is something to do."""
         return any(job.state not in plan.ENDED for job in self._table.all())
 
+    @property
+    def pausable(self) -> bool:
+        """Whether all that runs can be gone on with, and nobody waits for one to be taken in."""
+        if self._admissions or self._tidying or not self._opened.is_set():
+            return False
+        return all(self._table.get(job_id).type in plan.KEPT for job_id in self._runs if job_id in self._table)
+
+    async def pause(self) -> None:
+        """Stop what runs, for another run of the daemon to go on with, or for `resume`. Takes in no job meanwhile."""
+        await self._stop_all()
+        await self._recorder.flush(limits.jobs_close_seconds_max)
+        self._table.end_watches()
+
+    def resume(self) -> None:
+        """Go on with what was stopped."""
+        self._closing = False
+        for job in self._table.all():
+            if job.state not in plan.ENDED:
+                left = plan.after_restart(job, self._table.time())
+                self._table.update(job.id, **msgspec.structs.asdict(left))
+        self._start_what_may()
+
     async def close(self) -> None:
         """Stop what runs. What can be gone on with stays as it is, for the next daemon."""
+        await self._stop_all()
+        await self._recorder.close(limits.jobs_close_seconds_max)
+
+    async def _stop_all(self) -> None:
         self._closing = True
         self._set_timer(None)
         tasks = [*(run.task for run in self._runs.values()), *self._admissions.values(), *self._tidying]
@@ -105,7 +139,6 @@ class Jobs:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=limits.jobs_close_seconds_max)
-        await self._recorder.close(limits.jobs_close_seconds_max)
 
     # ------------------------------------------------------------------------------------------------ what people ask
 

@@ -13,6 +13,7 @@ from llmvisor import limits
 from llmvisor.clock import Clock
 from llmvisor.log import get_logger
 from llmvisor.supervision.capture import LineLog, LineSplitter, LogCapture
+from llmvisor.supervision.handover import LogPipe
 from llmvisor.supervision.reaper import ProcessGroup, Reaper, Rung
 
 _log = get_logger(__name__)
@@ -33,7 +34,7 @@ class FetchChild:
         self._arrived = asyncio.Event()
         self._log = LineLog(on_line=lambda line: _log.info(line, source="fetch"), clock=clock)
         self._stderr_ended = asyncio.Event()
-        self._stderr = LogCapture(fd=stderr_fd, log=self._log, on_eof=self._stderr_ended.set)
+        self._stderr = LogCapture(LogPipe(stderr_fd), log=self._log, on_eof=self._stderr_ended.set)
         self._group = ProcessGroup(process.pid)
         self._reaper = Reaper(process, self._group, close_commands=self._close_stdin)
         self._reaped = asyncio.create_task(self._reaper.reap(), name=f"fetch process {process.pid}")

@@ -51,6 +51,10 @@ class JobHistory:
         newer = [event for event in self._events if event.id > after]
         return newer or (last if last and last[0].job.ended_at is not None else [])
 
+    def end_watches(self) -> None:
+        """End what watches it; whoever comes back misses nothing."""
+        self._hub.end_subscriptions()
+
     def close(self) -> None:
         """The job has ended."""
         self._hub.close()

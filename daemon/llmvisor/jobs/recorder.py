@@ -56,6 +56,13 @@ class Recorder:
         """Return once the job is written. Raises an `LlmvisorError` where it cannot be."""
         await self._records.save(job, key)
 
+    async def flush(self, seconds: float) -> None:
+        """Wait until what is left is written, for no longer than this."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._task is not None and self._unsaved and not self._complained:
+                    await asyncio.sleep(limits.job_flush_poll_seconds)
+
     async def close(self, seconds: float) -> None:
         """Write what is left, for no longer than this, and where the store can be written at all."""
         self._closing.set()

@@ -36,7 +36,7 @@ def make_fetch_runner(*, run_dir: Path, clock: Clock) -> FetchRunner:
 
 
 def make_jobs(
-    config: Config,
+    config: Callable[[], Config],
     *,
     runtime: Callable[[str], Runtime],
     library: Library,
@@ -46,9 +46,12 @@ def make_jobs(
     new_id: Callable[[], str],
     clock: Clock,
 ) -> Jobs:
-    """The engine. `runtime` finds a model's runtime (raising `ModelNotFound`)."""
+    """The engine. `config` gives what holds at the time, and `runtime` finds a model's runtime (raising `ModelNotFound`)."""
     work = Work(
-        runtime=runtime, library=library, fetcher=fetcher, request=functools.partial(fetch_request, config=config)
+        runtime=runtime,
+        library=library,
+        fetcher=fetcher,
+        request=lambda params, staging: fetch_request(params, staging, config=config()),
     )
     return Jobs(
         work=work,
@@ -57,7 +60,7 @@ def make_jobs(
         new_id=new_id,
         clock=clock,
         random=random.random,
-        fetches_max=config.downloads.jobs,
+        fetches_max=config().downloads.jobs,
     )
 
 

@@ -112,6 +112,11 @@ class JobTable:
         with self._histories[job_id].watch(after) as subscription:
             yield subscription
 
+    def end_watches(self) -> None:
+        """End everything that watches a job: it can come back."""
+        for history in self._histories.values():
+            history.end_watches()
+
     def time(self) -> str:
         return self._clock.now().isoformat()
 

@@ -99,6 +99,12 @@ class Catalogue:
         memory = estimate_memory(entry.header, n_ctx=config.n_ctx, n_batch=config.n_batch)
         return memory.weights_bytes + memory.kv_bytes + memory.compute_bytes + entry.beside_bytes
 
+    def exchange(self, one: str, other: str) -> None:
+        """Two models take each other's names."""
+        here, there = self._entries.pop(one, None), self._entries.pop(other, None)
+        found = {other: here, one: there}
+        self._entries |= {name: entry for name, entry in found.items() if entry is not None}
+
     def forget(self, name: str) -> None:
         """The model is another one now, or none."""
         self._entries.pop(name, None)

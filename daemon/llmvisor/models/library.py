@@ -41,6 +41,10 @@ class Runtimes(Protocol):
 
     def replace(self, name: str, config: ModelConfig, *, type: str) -> None: ...
 
+    def put_installed(self, name: str, config: ModelConfig, *, type: str) -> None:
+        """How a model is to run from the next change of the configuration on."""
+        ...
+
     async def remove(self, name: str) -> None: ...
 
     def in_use(self, name: str, folder: str) -> str | None:
@@ -105,6 +109,14 @@ class Library:
     def is_gone(self, name: str) -> bool:
         """Whether the model's files are not where they were put."""
         return self._index.is_gone(name)
+
+    def configure(self, llm: Llm) -> None:
+        """What holds for all models is another now: the supervisor is told of each, before its own configuration."""
+        if llm != self._llm:
+            self._llm = llm
+            for installed in self._index.all():
+                config = self._config(installed)
+                self._runtimes.put_installed(installed.model.name, config, type=installed.model.type)
 
     # ------------------------------------------------------------------------------------------------ the start
 

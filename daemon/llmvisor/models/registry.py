@@ -65,6 +65,10 @@ class Registry:
         self._searches: dict[tuple[RegistryName, str], asyncio.Task[list[FoundRow]]] = {}
         self._at_once = asyncio.Semaphore(limits.searches_at_once_max)
 
+    def configure(self, registries: Registries) -> None:
+        """Other places are asked from now on."""
+        self._registries = registries
+
     async def search(self, query: str, *, registry: RegistryName | None, limit: int) -> list[RegistryModel]:
         """What a registry, or both by turns, have for these words. With both, one that fails is left out.
 

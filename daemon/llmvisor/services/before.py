@@ -14,6 +14,10 @@ class Before:
         self.name = service.name
         self._service = service
 
+    def stand_before(self, service: Service) -> None:
+        """Hand on to another service from now on; what has begun ends where it began."""
+        self._service = service
+
     def models(self) -> list[ModelStatus]:
         return self._service.models()
 

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import msgspec
 
-from llmvisor.cache.flight import Flights, FollowingStream, ReplayedStream, StreamFlight
+from llmvisor.cache.flight import Flights, FollowingStream, ReplayedStream, StreamFlight, until
 from llmvisor.cache.key import embedding_key, generation_key, scoring_key
 from llmvisor.cache.store import ResponseCache
 from llmvisor.errors import ModelNotFound
@@ -22,6 +22,7 @@ from llmvisor.services.service import (
     ScoringRequest,
     Service,
     Stream,
+    Terms,
 )
 from llmvisor_runtimes.protocol import Delta, Done
 
@@ -37,6 +38,11 @@ class _Answer(msgspec.Struct, array_like=True):
 
 _ENCODER = msgspec.msgpack.Encoder()
 _ANSWERS = msgspec.msgpack.Decoder(_Answer)
+
+
+def _shared(terms: Terms) -> Terms:
+    """Of a run that several may share: each of them has a deadline of its own."""
+    return terms if terms.deadline is None else msgspec.structs.replace(terms, deadline=None)
 
 
 class CachedService(Before):
@@ -61,14 +67,16 @@ class CachedService(Before):
             flight = self._generations.get(key)
             if flight is not None:
                 self._cache.coalesced()
-                return FollowingStream(flight, "coalesced")
+                return FollowingStream(flight, "coalesced", generation.terms.deadline)
             if (known := self._known(key, _ANSWERS)) is not None:
                 return ReplayedStream(known.deltas, known.done)
+        shared = msgspec.structs.replace(generation, terms=_shared(generation.terms))
         flight = StreamFlight(
-            self._service.generate(model, generation), lambda ended: self._landed(model, identity, key, ended)
+            self._service.generate(model, shared), lambda ended: self._landed(model, identity, key, ended)
         )
-        self._generations[key] = flight
-        return FollowingStream(flight, "miss")
+        if generation.terms.resume:  # others are not to share an error that this one asks for
+            self._generations[key] = flight
+        return FollowingStream(flight, "miss", generation.terms.deadline)
 
     async def embed(self, model: str, request: EmbeddingRequest) -> Embedded:
         self._touch()
@@ -79,7 +87,9 @@ class CachedService(Before):
         if (known := self._answered(key, request.cache, self._embeddings, Embedded)) is not None:
             return known
         joined = key in self._embeddings
-        answer = await self._embeddings.join(key, lambda: self._service.embed(model, request))
+        shared = msgspec.structs.replace(request, terms=_shared(request.terms))
+        async with until(request.terms.deadline):
+            answer = await self._embeddings.join(key, lambda: self._service.embed(model, shared))
         return self._kept(key, answer, joined=joined, keep=self._is_still(model, identity))
 
     async def score(self, model: str, request: ScoringRequest) -> Scored:
@@ -91,7 +101,9 @@ class CachedService(Before):
         if (known := self._answered(key, request.cache, self._scorings, Scored)) is not None:
             return known
         joined = key in self._scorings
-        answer = await self._scorings.join(key, lambda: self._service.score(model, request))
+        shared = msgspec.structs.replace(request, terms=_shared(request.terms))
+        async with until(request.terms.deadline):
+            answer = await self._scorings.join(key, lambda: self._service.score(model, shared))
         return self._kept(key, answer, joined=joined, keep=self._is_still(model, identity))
 
     def _landed(self, model: str, identity: ModelIdentity, key: str, flight: StreamFlight) -> None:

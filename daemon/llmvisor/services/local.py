@@ -63,6 +63,11 @@ class LocalService:
         self._listed_version: tuple[int, int] | None = None
         self._places: dict[str, int] = {}
 
+    def configure(self, *, cache_always: bool) -> None:
+        """Whether generations are kept that are neither greedy nor seeded."""
+        self._cache_always = cache_always
+        self._identities.clear()
+
     def runtime(self, model: str) -> Runtime:
         """Raises `ModelNotFound`."""
         return self._supervisor.runtime(model)
@@ -84,7 +89,10 @@ class LocalService:
         resting = self._at_rest(name)
         if resting is not None:
             return resting
-        return model_status(self.runtime(name), self._supervisor.catalogue, self._installed(name))
+        supervisor = self._supervisor
+        return model_status(
+            self.runtime(name), supervisor.catalogue, self._installed(name), supervisor.residency.estimates
+        )
 
     def _installed(self, name: str) -> InstalledModel | None:
         """The installed model that a name means: the configuration's own come before, unless it has the very file."""
@@ -99,7 +107,8 @@ class LocalService:
         if installed is None or self._library is None:
             return None
         config, catalogue = self._supervisor.configs[name], self._supervisor.catalogue
-        return resting_status(config, installed, catalogue, gone=self._library.is_gone(name))
+        estimates = self._supervisor.residency.estimates
+        return resting_status(config, installed, catalogue, estimates, gone=self._library.is_gone(name))
 
     def identity(self, model: str) -> ModelIdentity:
         runtime = self.runtime(model)

@@ -68,6 +68,7 @@ class MeteredStream:
 
     def __init__(self, stream: Stream, meter: Meter, clock: Clock) -> None:
         self._stream = stream
+        self.waits_for = stream.waits_for
         self._steps: AsyncIterator[Sequence[Delta]] | None = None
         self._meter = meter
         self._clock = clock

@@ -10,6 +10,7 @@ from llmvisor.config.tree import ModelConfig
 from llmvisor.control.api import InstalledModel, ModelStatus
 from llmvisor.models.abilities import gguf_abilities
 from llmvisor.models.catalogue import Catalogue
+from llmvisor.supervision.estimates import LoadEstimates
 from llmvisor.supervision.runtime import Runtime
 
 SERVICE = "local"
@@ -22,7 +23,9 @@ def model_id(name: str, config: ModelConfig) -> str:
     return f"{config.tier}/{name}" if config.tier else name
 
 
-def model_status(runtime: Runtime, catalogue: Catalogue, installed: InstalledModel | None) -> ModelStatus:
+def model_status(
+    runtime: Runtime, catalogue: Catalogue, installed: InstalledModel | None, estimates: LoadEstimates
+) -> ModelStatus:
     """All that is known of a model that has a runtime."""
     name, info, config = runtime.name, runtime.info, runtime.config
     read = catalogue.header(name) or catalogue.folder(name)
@@ -48,7 +51,8 @@ def model_status(runtime: Runtime, catalogue: Catalogue, installed: InstalledMod
         capabilities=info.capabilities if info else [],
         capabilities_expected=gguf_abilities(header) if header and not info else [],
         chat_template_sha256=info.chat_template_sha256 if info else header.chat_template_sha256 if header else None,
-        memory_estimated=catalogue.memory_estimated(name),
+        memory_estimated=estimates.predicted_bytes(name),
+        memory_measured=estimates.measured_bytes(name),
         loaded_at=runtime.loaded_at,
         created=signature.modified_ns // 10**9 if signature else 0,
         error=runtime_status.error,
@@ -59,7 +63,9 @@ def model_status(runtime: Runtime, catalogue: Catalogue, installed: InstalledMod
     return status if installed is None else _with_install(status, installed)
 
 
-def resting_status(config: ModelConfig, installed: InstalledModel, catalogue: Catalogue, *, gone: bool) -> ModelStatus:
+def resting_status(
+    config: ModelConfig, installed: InstalledModel, catalogue: Catalogue, estimates: LoadEstimates, *, gone: bool
+) -> ModelStatus:
     """An installed model that nobody has wanted since the start."""
     header = catalogue.header(installed.name)
     status = ModelStatus(
@@ -74,7 +80,8 @@ def resting_status(config: ModelConfig, installed: InstalledModel, catalogue: Ca
         path=installed.path,
         n_ctx=config.n_ctx,
         chat_template_sha256=header.chat_template_sha256 if header else None,
-        memory_estimated=catalogue.memory_estimated(installed.name),
+        memory_estimated=estimates.predicted_bytes(installed.name),
+        memory_measured=estimates.measured_bytes(installed.name),
         error=f"its files are gone from {installed.folder}" if gone else None,
     )
     return _with_install(status, installed)

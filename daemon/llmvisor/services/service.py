@@ -6,7 +6,7 @@ a `Stream`. Nothing above this module knows where or how a model runs.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Literal, Protocol, Self
 
 import msgspec
@@ -47,6 +47,9 @@ class Terms(msgspec.Struct, frozen=True):
     """When it is wanted no more, on the daemon's monotonic clock."""
     resume: bool = True
     """A worker's end is a pause; otherwise an error."""
+
+
+DEFAULT_TERMS = Terms()
 
 
 class ModelIdentity(msgspec.Struct, frozen=True):
@@ -113,7 +116,7 @@ class Generation(msgspec.Struct, frozen=True):
     speculative: Speculative | None = None
     """None takes the model's own."""
     cache: CacheUse = "use"
-    terms: Terms = Terms()
+    terms: Terms = DEFAULT_TERMS
 
 
 class EmbeddingRequest(msgspec.Struct, frozen=True):
@@ -126,11 +129,9 @@ class EmbeddingRequest(msgspec.Struct, frozen=True):
     truncate: bool = False
     """Cut what is longer than the model takes; otherwise the request fails."""
     lane: Lane = "interactive"
-    client: str = ""
-    """Whose it is: clients take turns."""
     keep_alive_seconds: float | None = None
     cache: CacheUse = "use"
-    terms: Terms = Terms()
+    terms: Terms = DEFAULT_TERMS
 
 
 class ScoringRequest(msgspec.Struct, frozen=True):
@@ -140,10 +141,9 @@ class ScoringRequest(msgspec.Struct, frozen=True):
     pairs: list[tuple[str, str]]
     truncate: bool = False
     lane: Lane = "interactive"
-    client: str = ""
     keep_alive_seconds: float | None = None
     cache: CacheUse = "use"
-    terms: Terms = Terms()
+    terms: Terms = DEFAULT_TERMS
 
 
 class Embedded(msgspec.Struct, kw_only=True):
@@ -190,6 +190,11 @@ class Stream(Protocol):
 
     @property
     def cache(self) -> CacheState: ...
+
+    @property
+    def waits_for(self) -> Callable[[], str]:
+        """What it waits for at the moment, in a few words: `position 3 of 7`; empty once it runs."""
+        ...
 
     def __aiter__(self) -> AsyncIterator[Sequence[Delta]]: ...
     async def __aenter__(self) -> Self: ...

@@ -6,10 +6,11 @@ import asyncio
 import os
 import re
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from llmvisor import limits
 from llmvisor.clock import Clock
+from llmvisor.supervision.handover import LogPipe
 
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~])?")
 """Terminal escape sequences: CSI, OSC, and the short ones."""
@@ -30,10 +31,15 @@ def printable(line: bytes) -> str:
 class LineSplitter:
     """Cuts a byte stream into lines of at most `line_bytes_max`; the surplus of a longer one is dropped."""
 
-    def __init__(self, *, line_bytes_max: int) -> None:
+    def __init__(self, *, line_bytes_max: int, rest: bytes = b"", skipping: bool = False) -> None:
         self._line_bytes_max = line_bytes_max
-        self._rest = b""
-        self._skipping = False
+        self._rest = rest
+        self._skipping = skipping
+
+    @property
+    def begun(self) -> tuple[bytes, bool]:
+        """The line that is not whole yet, and whether what follows of it is dropped."""
+        return self._rest, self._skipping
 
     def feed(self, data: bytes) -> list[bytes]:
         """The lines that `data` completes, without blank ones."""
@@ -87,9 +93,9 @@ class LineAllowance:
 class LineLog:
     """Where the lines of one worker go: the last ones into a ring, and as many as are allowed to `on_line`."""
 
-    def __init__(self, *, on_line: Callable[[str], None], clock: Clock) -> None:
+    def __init__(self, *, on_line: Callable[[str], None], clock: Clock, ring: Iterable[bytes] = ()) -> None:
         self._on_line = on_line
-        self._ring: deque[bytes] = deque(maxlen=limits.log_lines_per_worker)
+        self._ring: deque[bytes] = deque(ring, maxlen=limits.log_lines_per_worker)
         self._allowance = LineAllowance(
             burst=limits.log_lines_burst_max, per_second=limits.log_lines_per_second_max, clock=clock
         )
@@ -99,6 +105,11 @@ class LineLog:
     def last_lines(self) -> list[str]:
         """The last `log_lines_per_worker` lines, left-out ones included."""
         return [printable(line) for line in self._ring]
+
+    @property
+    def ring(self) -> list[bytes]:
+        """The same as they came."""
+        return list(self._ring)
 
     def add(self, lines: list[bytes]) -> None:
         self._ring.extend(lines)
@@ -119,14 +130,20 @@ class LineLog:
 class LogCapture:
     """Reads one log pipe to its end. Owns the descriptor."""
 
-    def __init__(self, *, fd: int, log: LineLog, on_eof: Callable[[], None]) -> None:
+    def __init__(self, pipe: LogPipe, *, log: LineLog, on_eof: Callable[[], None]) -> None:
         self._loop = asyncio.get_running_loop()
-        self._fd: int | None = fd
+        self._fd: int | None = pipe.fd
         self._log = log
         self._on_eof = on_eof
-        self._splitter = LineSplitter(line_bytes_max=limits.log_line_bytes_max)
+        self._splitter = LineSplitter(
+            line_bytes_max=limits.log_line_bytes_max, rest=pipe.rest, skipping=pipe.skipping
+        )
         self._pause: asyncio.TimerHandle | None = None
-        self._loop.add_reader(fd, self._read)
+        self._loop.add_reader(pipe.fd, self._read)
+
+    def hand_over(self) -> LogPipe | None:
+        """The pipe as it stands; None where it has ended."""
+        return None if self._fd is None else LogPipe(self._fd, *self._splitter.begun)
 
     def _read(self) -> None:
         assert self._fd is not None

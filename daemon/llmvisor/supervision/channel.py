@@ -32,15 +32,18 @@ class Channel:
         on_report: Callable[[Report], None],
         on_violation: Callable[[str], None],
         on_eof: Callable[[], None],
+        unread: bytes | None = None,
+        unsent: bytes = b"",
     ) -> None:
+        """`unread` and `unsent` are what an earlier owner had left: its worker has greeted already."""
         self._loop = asyncio.get_running_loop()
         self._command_fd: int | None = command_fd
         self._report_fd: int | None = report_fd
         self._on_report = on_report
         self._on_violation = on_violation
         self._on_eof = on_eof
-        self._frames = FrameReader(REPORT_DECODER)
-        self._greeted = False
+        self._frames = FrameReader(REPORT_DECODER, unread or b"")
+        self._greeted = unread is not None
         self._waiting: deque[memoryview] = deque()
         self._finishing = False
         self.bytes_waiting = 0
@@ -48,6 +51,8 @@ class Channel:
         self.cut: str | None = None
         """Set where the worker's end closed inside a frame."""
         self._loop.add_reader(report_fd, self._read)
+        if unsent:
+            self._queue(memoryview(unsent))
 
     # ---------------------------------------------------------------------------------------------------- reports
 
@@ -104,18 +109,19 @@ class Channel:
 
     # --------------------------------------------------------------------------------------------------- commands
 
-    def send(self, command: Command) -> None:
-        """Write a command, now or when the worker takes it. A worker that has gone is no error.
+    def send(self, command: Command) -> int:
+        """Write a command, now or when the worker takes it; gives its bytes. A worker that has gone is no error.
 
         More than `command_bytes_buffered_max` waiting is a violation: such a worker does not read. Raises ValueError
         where the command is longer than a frame may be.
         """
         if self._command_fd is None or self._finishing:
-            return
+            return 0
         data = encode(command)
         written = 0 if self._waiting else self._write_some([data])
         if written < len(data):
             self._queue(memoryview(data)[written:])
+        return len(data)
 
     def finish(self) -> None:
         """Close the command pipe as soon as all that waits is written."""
@@ -167,6 +173,15 @@ class Channel:
             self._loop.remove_writer(self._command_fd)
             os.close(self._command_fd)
             self._command_fd = None
+
+    def hand_over(self) -> tuple[int, int, bytes, bytes] | None:
+        """Both descriptors, and what was `unread` and `unsent`; None where a pipe has ended or is about to.
+
+        Nothing may be read or sent after it.
+        """
+        if self._command_fd is None or self._report_fd is None or self._finishing or not self._greeted:
+            return None
+        return self._command_fd, self._report_fd, self._frames.rest, b"".join(self._waiting)
 
     def close(self) -> None:
         """Close both pipes at once; nothing is called any more. May be called twice."""

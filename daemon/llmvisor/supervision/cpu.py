@@ -7,6 +7,9 @@ alone has all the cores, and as soon as another begins each has its part.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
+
+Value = TypeVar("Value")
 
 
 class CoreShares:
@@ -25,6 +28,28 @@ class CoreShares:
     def threads(self, model: str) -> int | None:
         """The threads that a model was last told to use; None before its first request."""
         return self._fixed.get(model) or self._told.get(model)
+
+    def configure(self, cores: int) -> None:
+        """So many cores are shared out from now on."""
+        self._cores = cores
+        self._share()
+
+    def fix(self, model: str, threads: int | None) -> None:
+        """A model's threads are set by hand, or not any more."""
+        self._fixed.pop(model, None)
+        if threads:
+            self._fixed[model] = threads
+        self._share()
+
+    def exchange(self, one: str, other: str) -> None:
+        """Two models take each other's names."""
+        exchange(self._fixed, one, other)
+        exchange(self._told, one, other)
+        exchange(self._busy, one, other)
+
+    def told(self, model: str, threads: int) -> None:
+        """A model's worker computes with so many already."""
+        self._told[model] = threads
 
     def begin(self, model: str) -> None:
         """A model has something to compute."""
@@ -58,3 +83,10 @@ def parts(cores: int, count: int) -> list[int]:
         return []
     each, rest = divmod(max(cores, count), count)
     return [each + (place < rest) for place in range(count)]
+
+
+def exchange(known: dict[str, Value], one: str, other: str) -> None:
+    """What is known of one is known of the other from now on, and the other way round."""
+    here = {other: known.pop(one)} if one in known else {}
+    there = {one: known.pop(other)} if other in known else {}
+    known.update(here | there)

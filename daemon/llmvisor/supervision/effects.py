@@ -1,4 +1,4 @@
-"""What goes into a scheduler and what comes out: tickets of requests in, effects out. Pure."""
+"""What goes into a scheduler and what comes out: settings and tickets of requests in, effects out. Pure."""
 
 from __future__ import annotations
 
@@ -36,6 +36,22 @@ class Ticket(msgspec.Struct, frozen=True):
     priority: Priority = "normal"
     deadline: float | None = None
     """When it is wanted no more, on the clock of `arrived`."""
+    resume: bool = True
+    """The end of the worker that runs it is a pause; otherwise an error."""
+
+
+class SchedulerSettings(msgspec.Struct, frozen=True):
+    """What the configuration says of one model's scheduling, in seconds and requests."""
+
+    queue_limit: int
+    """Requests that wait beside those that run."""
+    parallel: int
+    """Sequences that are going to run together, where no worker has said yet."""
+    load_timeout_seconds: float
+    idle_timeout_seconds: float
+    """0 = never unloaded for idleness."""
+    keep_loaded: bool = False
+    """Preloaded or pinned: started again after a crash although nobody waits."""
 
 
 class StartWorker(msgspec.Struct, frozen=True):
@@ -53,6 +69,13 @@ class Grant(msgspec.Struct, frozen=True):
     id: int
 
 
+class Suspend(msgspec.Struct, frozen=True):
+    """The worker of this request is gone; it waits again, for the next one."""
+
+    id: int
+    reason: str
+
+
 class Refuse(msgspec.Struct, frozen=True):
     """End this request with an error."""
 
@@ -62,6 +85,12 @@ class Refuse(msgspec.Struct, frozen=True):
     retry_after_seconds: float | None = None
 
 
+class Expire(msgspec.Struct, frozen=True):
+    """The deadline of a request that runs is over: whoever asked is told, and the worker is to let go of it."""
+
+    id: int
+
+
 class Changed(msgspec.Struct, frozen=True):
     """The state is another one now."""
 
@@ -69,4 +98,4 @@ class Changed(msgspec.Struct, frozen=True):
     new: State
 
 
-Effect = StartWorker | StopWorker | Grant | Refuse | Changed
+Effect = StartWorker | StopWorker | Grant | Suspend | Refuse | Expire | Changed

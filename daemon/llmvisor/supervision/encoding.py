@@ -25,8 +25,10 @@ _FLOAT_BYTES = 4
 class EmbeddingCall(Awaited[Embedded]):
     """Texts whose vectors are wanted; they come in one frame or in many, in the order of the texts."""
 
+    kind = "embed"
+
     def __init__(self, id: int, request: EmbeddingRequest, *, leave: Callable[[int], None]) -> None:
-        super().__init__(id, leave=leave)
+        super().__init__(id, leave=leave, asked=request)
         self._request = request
         self._items: list[Embedding] = []
         self._bytes = 0
@@ -40,8 +42,12 @@ class EmbeddingCall(Awaited[Embedded]):
             kinds=request.kinds,
             truncate=request.truncate,
             lane=request.lane,
-            client=request.client,
+            client=request.terms.client,
         )
+
+    def suspend(self) -> None:
+        """The next worker computes all of it: vectors of two workers may differ by float noise."""
+        self._items, self._bytes = [], 0
 
     def take(self, report: Embeddings) -> bool:
         """Take in a frame; True with the last one. Raises `ProtocolViolation` for what cannot be."""
@@ -56,6 +62,7 @@ class EmbeddingCall(Awaited[Embedded]):
             check_vectors(item, self._request.kinds)
             self._bytes += len(item.dense) + len(item.colbert)
         self._items += report.items
+        self.progress += len(report.items)
         if self._bytes > limits.embeddings_bytes_max:
             # Nobody could be sent that much at once: keep nothing of it, and let the worker do something else.
             self._items = []
@@ -70,8 +77,10 @@ class EmbeddingCall(Awaited[Embedded]):
 class ScoringCall(Awaited[Scored]):
     """Pairs of texts whose scores are wanted."""
 
+    kind = "score"
+
     def __init__(self, id: int, request: ScoringRequest, *, leave: Callable[[int], None]) -> None:
-        super().__init__(id, leave=leave)
+        super().__init__(id, leave=leave, asked=request)
         self._request = request
 
     def command(self) -> Command:
@@ -82,7 +91,7 @@ class ScoringCall(Awaited[Scored]):
             pairs=request.pairs,
             truncate=request.truncate,
             lane=request.lane,
-            client=request.client,
+            client=request.terms.client,
         )
 
     def take(self, report: Scores) -> bool:

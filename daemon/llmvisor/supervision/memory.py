@@ -1,64 +1,124 @@
-"""How much memory the workers may take together, and whether one more fits."""
+"""How much memory the workers may take together, what each holds of it, and whether one more fits."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
-import psutil
+import msgspec
 
 from llmvisor.errors import InsufficientMemory
-
-_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-
-
-def machine_memory_bytes() -> int:
-    """The machine's memory, or the cgroup's limit where that is lower."""
-    total = psutil.virtual_memory().total
-    for path in _CGROUP_LIMITS:
-        try:
-            text = Path(path).read_text(encoding="ascii").strip()
-        except OSError:
-            continue
-        if text.isdigit():
-            total = min(total, int(text))
-    return total
+from llmvisor.supervision.cpu import exchange
 
 
-def available_memory_bytes() -> int:
-    """What new processes can have without swapping, caches that can be dropped included."""
-    return psutil.virtual_memory().available
+class _Held(msgspec.Struct):
+    """What one model holds."""
+
+    reserved_bytes: int
+    """Estimated before it was loaded."""
+    rss_bytes: int = 0
+    """Its worker's, as last told."""
+
+    @property
+    def bytes(self) -> int:
+        return max(self.reserved_bytes, self.rss_bytes)
 
 
 class MemoryBudget:
-    """What each model's worker was estimated to need, and the bound for all of them."""
+    """What each model's worker was estimated to need or has taken, and the bound for all of them.
+
+    Models are told apart by keys, so that two workers of one model count each on its own. `available` gives what the
+    machine could give to new processes at the moment, in bytes.
+    """
 
     def __init__(self, limit_bytes: int, *, available: Callable[[], int]) -> None:
         self.limit_bytes = limit_bytes
         self._available = available
-        self._reserved: dict[str, int] = {}
+        self._held: dict[str, _Held] = {}
 
-    def reserve(self, model: str, needed_bytes: int) -> None:
+    @property
+    def available_bytes(self) -> int:
+        return self._available()
+
+    def free_bytes(self, *, without: str | None = None) -> int:
+        """What one more model can have: of the limit, and of what is free on the machine once those that are loaded
+        have all that was set aside for them. May be below 0."""
+        held = [each for key, each in self._held.items() if key != without]
+        to_come = sum(max(0, each.reserved_bytes - each.rss_bytes) for each in held)
+        return min(self.limit_bytes - sum(each.bytes for each in held), self._available() - to_come)
+
+    def attainable_bytes(self) -> int:
+        """What there would be without any model, at most: how much of a worker's memory is free already, because the
+        kernel could drop it, is not known."""
+        return min(self.limit_bytes, self._available() + self.reserved_bytes())
+
+    def fits(self, key: str, needed_bytes: int) -> bool:
+        """Whether `reserve` would take it now, nobody evicted."""
+        return needed_bytes <= self.free_bytes(without=key)
+
+    def reserve(self, key: str, needed_bytes: int) -> None:
         """Set memory aside for a model until `release`. Raises `InsufficientMemory`."""
-        self._reserved.pop(model, None)
-        left = self.limit_bytes - sum(self._reserved.values())
-        available = self._available()
-        if needed_bytes > min(left, available):
-            raise InsufficientMemory(
-                f"it needs about {_size(needed_bytes)}; {_size(max(0, left))} is left of the limit of "
-                f"{_size(self.limit_bytes)}, and {_size(available)} is free on the machine; {self._holders()}",
-                hint="unload a model (`llmctl unload NAME`), lower its n_ctx, or raise memory.limit",
-            )
-        self._reserved[model] = needed_bytes
+        self._held.pop(key, None)
+        if not self.fits(key, needed_bytes):
+            raise self.refusal(needed_bytes)
+        self._held[key] = _Held(needed_bytes)
 
-    def release(self, model: str) -> None:
-        self._reserved.pop(model, None)
+    def restore(self, key: str, reserved_bytes: int) -> None:
+        """A worker that is there already has this set aside for it."""
+        self._held[key] = _Held(reserved_bytes)
+
+    def refusal(self, needed_bytes: int, *, waited_seconds: float | None = None) -> InsufficientMemory:
+        """The error of a model that gets no memory, telling who has it."""
+        left = max(0, self.limit_bytes - self.reserved_bytes())
+        waited = "" if waited_seconds is None else f"; nothing made room for it within {waited_seconds:.0f} s"
+        return InsufficientMemory(
+            f"it needs about {size_text(needed_bytes)}; {size_text(left)} is left of the limit of "
+            f"{size_text(self.limit_bytes)}, and {size_text(max(0, self._available()))} is free on the machine; "
+            f"{self._holders()}{waited}",
+            hint="unload a model (`llmctl unload NAME`), lower its n_ctx, or raise memory.limit",
+        )
+
+    def release(self, key: str) -> None:
+        self._held.pop(key, None)
+
+    def told(self, key: str, rss_bytes: int) -> None:
+        """What a worker takes at the moment: where that is more than was set aside, it counts."""
+        held = self._held.setdefault(key, _Held(0))
+        held.rss_bytes = rss_bytes
+
+    def exchange(self, one: str, other: str) -> None:
+        """Two workers take each other's keys."""
+        exchange(self._held, one, other)
+
+    def holders(self) -> list[str]:
+        """Who holds something."""
+        return list(self._held)
+
+    def held_bytes(self, key: str) -> int:
+        """What a model has of the limit."""
+        held = self._held.get(key)
+        return held.bytes if held is not None else 0
+
+    def rss_bytes(self, key: str) -> int:
+        """What its worker last told."""
+        held = self._held.get(key)
+        return held.rss_bytes if held is not None else 0
+
+    def excess_bytes(self, key: str) -> int:
+        """By how much a worker is above what was set aside for it; below 0 where it has not got all of that."""
+        held = self._held.get(key)
+        return held.rss_bytes - held.reserved_bytes if held is not None and held.reserved_bytes else 0
+
+    def reserved_bytes(self) -> int:
+        """What all hold together."""
+        return sum(each.bytes for each in self._held.values())
 
     def _holders(self) -> str:
-        if not self._reserved:
+        held = {key: each.bytes for key, each in self._held.items() if each.bytes}
+        if not held:
             return "no model is loaded"
-        return "held by " + ", ".join(f"{name} ({_size(size)})" for name, size in self._reserved.items())
+        return "held by " + ", ".join(f"{key} ({size_text(size)})" for key, size in held.items())
 
 
-def _size(size: int) -> str:
+def size_text(size: int) -> str:
+    """Bytes as people read them."""
     return f"{size / 2**30:.1f} GiB" if size >= 10 * 2**30 else f"{size / 2**20:,.0f} MiB"

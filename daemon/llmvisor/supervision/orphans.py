@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +20,7 @@ import psutil
 
 from llmvisor import limits
 from llmvisor.lock import secure_directory
+from llmvisor.supervision.confinement import sweep_scratch
 from llmvisor.supervision.reaper import ProcessGroup
 from llmvisor.supervision.spawn import NONCE_VARIABLE
 
@@ -97,16 +99,20 @@ class OrphanJournal:
         return self.run_dir / f"{_PREFIX}{nonce}{_SUFFIX}"
 
 
-def sweep(run_dir: Path) -> Sweep:
+def sweep(run_dir: Path, *, spared: Collection[str] = ()) -> Sweep:
     """Kill the workers that an earlier daemon left behind, and empty the journal.
 
     For the start, once the lock is held and before there are workers; blocks for `kill_wait_seconds_max` at most.
-    Raises `StartError` where others could have written the journal.
+    `spared` are the nonces of workers that are going to be adopted: they stay in the journal. Raises `StartError`
+    where others could have written the journal.
     """
     secure_directory(run_dir)
     found = Sweep([], [], [])
     families = _pids_by_nonce()
+    kept = {f"{_PREFIX}{nonce}{_SUFFIX}" for nonce in spared}
     for path in sorted(run_dir.iterdir()):
+        if path.name in kept:
+            continue
         if path.name.startswith(f".{_PREFIX}"):
             _remove(path)
         elif path.name.startswith(_PREFIX) and path.name.endswith(_SUFFIX):
@@ -116,6 +122,7 @@ def sweep(run_dir: Path) -> Sweep:
             else:
                 (found.killed if _kill(entry, families.get(entry.nonce, [])) else found.stale).append(entry)
             _remove(path)
+    sweep_scratch(run_dir, living=set(spared))
     return found
 
 

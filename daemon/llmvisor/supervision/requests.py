@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import msgspec
 
 from llmvisor.errors import UnsupportedOperation
-from llmvisor.services.service import Generation
+from llmvisor.services.service import EmbeddingRequest, Generation, ScoringRequest, Terms
 from llmvisor.supervision.encoding import EmbeddingCall, ScoringCall
+from llmvisor.supervision.postmortem import Inside
 from llmvisor.supervision.stream import Answer, Call, GenerationStream, Request, failure
 from llmvisor_runtimes.protocol import (
     ChatPrompt,
@@ -20,6 +22,8 @@ from llmvisor_runtimes.protocol import (
     Scores,
     Step,
 )
+
+_ENCODER = msgspec.msgpack.Encoder()
 
 WorkReport = Step | Failed | Answer | Embeddings | Scores
 """What a worker says of requests."""
@@ -37,7 +41,10 @@ class RequestTable:
 
     def __init__(self) -> None:
         self._requests: dict[int, Request] = {}
-        self._waiting: dict[int, Arrival] = {}
+        self._waiting: dict[int, Arrival | None] = {}
+        """None where a worker had the request already: its waiting was measured then."""
+        self._granted: dict[int, tuple[float, int]] = {}
+        """When the worker got it, and how far it was then."""
         self._leaving: set[int] = set()
 
     def __contains__(self, request_id: int) -> bool:
@@ -56,9 +63,45 @@ class RequestTable:
     def granted(self, request_id: int, now: float, ready_at: float) -> Request:
         """It runs from now on, and knows how long it waited: for the model too, which was ready at `ready_at`."""
         request, arrival = self._requests[request_id], self._waiting.pop(request_id)
-        request.queue_ms = (now - arrival.at) * 1000
-        request.load_ms = 0.0 if arrival.model_ready else max(0.0, ready_at - arrival.at) * 1000
+        self._granted[request_id] = (now, request.progress)
+        if arrival is not None:
+            request.queue_ms = (now - arrival.at) * 1000
+            request.load_ms = 0.0 if arrival.model_ready else max(0.0, ready_at - arrival.at) * 1000
         return request
+
+    def suspend(self, request_id: int, now: float) -> bool:
+        """The worker is gone, and it waits again. False for one that nobody wants any more."""
+        if request_id in self._leaving:
+            return False
+        request, (granted_at, _) = self._requests[request_id], self._granted.pop(request_id)
+        request.ran_ms += (now - granted_at) * 1000
+        request.suspend()
+        self._waiting[request_id] = None
+        return True
+
+    def brought(self, request_id: int) -> int:
+        """How far a request that runs has got in this worker."""
+        request, granted = self._requests.get(request_id), self._granted.get(request_id)
+        return 0 if request is None or granted is None else request.progress - granted[1]
+
+    def progressed(self) -> frozenset[int]:
+        """Requests that have brought something in this worker."""
+        return frozenset(request_id for request_id in self._granted if self.brought(request_id))
+
+    def inside(self, model: str, now: float) -> list[Inside]:
+        """The requests that the worker has, in the order in which it got them."""
+        return [
+            Inside(
+                request_id,
+                kind=(request := self._requests[request_id]).kind,
+                sha256=digest(model, request.asked),
+                seconds=now - granted_at,
+                tokens=request.progress,
+                tokens_new=self.brought(request_id),
+                leaving=request_id in self._leaving,
+            )
+            for request_id, (granted_at, _) in self._granted.items()
+        ]
 
     def waits(self, request_id: int) -> bool:
         return request_id in self._waiting
@@ -72,6 +115,7 @@ class RequestTable:
 
     def remove(self, request_id: int) -> Request | None:
         self._waiting.pop(request_id, None)
+        self._granted.pop(request_id, None)
         self._leaving.discard(request_id)
         return self._requests.pop(request_id, None)
 
@@ -130,6 +174,15 @@ class RequestTable:
         if request is None or request_id in self._waiting:
             raise ProtocolViolation(f"a report for the unknown request {request_id}")
         return request
+
+
+def digest(model: str, asked: object) -> str:
+    """The SHA-256 of a model and of what is asked of it: prompt and parameters, not who asks, or on what terms."""
+    if isinstance(asked, Generation | EmbeddingRequest | ScoringRequest):
+        asked = msgspec.structs.replace(asked, request_id="", keep_alive_seconds=None, cache="use", terms=Terms())
+    elif isinstance(asked, msgspec.Struct) and hasattr(asked, "id"):
+        asked = msgspec.structs.replace(asked, id=0)
+    return hashlib.sha256(_ENCODER.encode((model, asked))).hexdigest()
 
 
 def generate_command(

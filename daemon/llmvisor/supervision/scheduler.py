@@ -1,38 +1,40 @@
 """What happens to one model's requests and its worker, decided. Pure: events in, effects out.
 
 Every decision about a model is made here, in one place and one order: whether a request waits, runs or is refused,
-when a worker is started, unloaded or given up. The runtime actor (`runtime.py`) feeds it events one by one and carries
+when a worker is started, unloaded or given up. The runtime actor (`actor.py`) feeds it events one by one and carries
 out the effects; nothing else reads its fields to decide anything.
 
     submit ─▶ waiting ─▶ (loaded, a slot is free) ─▶ Grant ─▶ running ─▶ ended
-                  └────▶ Refuse: queue full, load failed, still loading, unavailable, shutting down
+                ▲ └────▶ Refuse: queue full, load failed, still loading, unavailable, shutting down
+                └─────── Suspend: the worker is gone, the next one goes on
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
-import msgspec
-
 from llmvisor import limits
-from llmvisor.supervision.effects import Changed, Effect, Grant, RefusalKind, Refuse, StartWorker, StopWorker, Ticket
-from llmvisor.supervision.fair_queue import FairQueue
-from llmvisor.supervision.restart import RestartPolicy
+from llmvisor.supervision.crashes import Crashes
+from llmvisor.supervision.effects import (
+    Changed,
+    Effect,
+    Expire,
+    Grant,
+    RefusalKind,
+    Refuse,
+    SchedulerSettings,
+    StartWorker,
+    StopWorker,
+    Suspend,
+    Ticket,
+)
+from llmvisor.supervision.handover import RuntimeHandover
+from llmvisor.supervision.idleness import Idleness
+from llmvisor.supervision.places import Places
+from llmvisor.supervision.poison import Crash, CrashKind, PoisonRule
+from llmvisor.supervision.restart import RestartLimits, RestartPolicy
 from llmvisor.supervision.state import Event, State, next_state
-
-
-class SchedulerSettings(msgspec.Struct, frozen=True):
-    """What the configuration says of one model's scheduling, in seconds and requests."""
-
-    queue_limit: int
-    """Requests that wait beside those that run."""
-    parallel: int
-    """Sequences that are going to run together, where no worker has said yet."""
-    load_timeout_seconds: float
-    idle_timeout_seconds: float
-    """0 = never unloaded for idleness."""
-    keep_loaded: bool = False
-    """Preloaded or pinned: started again after a crash although nobody waits."""
 
 
 class Scheduler:
@@ -44,16 +46,15 @@ class Scheduler:
         self.restarts = 0
         self.error: str | None = None
         self.backoff_until: float | None = None
-        self.idle_deadline: float | None = None
-        self._policy = policy
-        self._waiting = FairQueue()
-        self._running: dict[int, int] = {}
-        self._slots = 0
-        self._keep_alive_seconds: float | None = None
+        self.idle = Idleness()
+        """When the model is unloaded for want of requests."""
+        self._poison = PoisonRule(cleared_tokens=limits.poison_cleared_tokens)
+        self._places = Places(self._poison)
+        self._crashes = Crashes(policy, self._poison)
         self._load_began = 0.0
         self._ready_since: float | None = None
         self._load_again = False
-        self._doomed: tuple[str, bool] | None = None
+        self._doomed: tuple[str, bool, CrashKind] | None = None
         self._closing = False
         self._effects: list[Effect] = []
 
@@ -61,22 +62,37 @@ class Scheduler:
 
     @property
     def queued(self) -> int:
-        return len(self._waiting)
+        return self._places.waiting
 
     @property
     def running(self) -> int:
-        return len(self._running)
+        return len(self._places.running)
 
     @property
     def slots_busy(self) -> int:
-        return sum(self._running.values())
+        return self._places.busy
+
+    @property
+    def on_probation(self) -> int | None:
+        """The request under suspicion that runs: `progressed` wants to know what it brings."""
+        return self._places.on_probation
+
+    @property
+    def load_is_wanted(self) -> bool:
+        """Whether a request or the configuration waits for the model to be loaded."""
+        return self.queued > 0 or self._load_again
 
     def next_wake(self) -> float | None:
         """When `wake` has something to do, if nothing happens before."""
-        deadlines = [d for d in (self.backoff_until, self.idle_deadline) if d is not None]
-        if self._waiting and self.state is not State.READY:
-            deadlines.append(min(map(self._load_deadline, self._waiting)))
+        times = (self.backoff_until, self.idle.deadline, self._places.next_deadline())
+        deadlines = [time for time in times if time is not None]
+        if self.state is not State.READY and (oldest := self._places.oldest()) is not None:
+            deadlines.append(self._load_deadline(oldest))
         return min(deadlines, default=None)
+
+    def place(self, ticket_id: int) -> tuple[int, int] | None:
+        """Where a request stands among those that wait for a place, and how many these are; None where it does not."""
+        return self._places.place(ticket_id)
 
     # ------------------------------------------------------------------------------------------------ events: requests
 
@@ -86,23 +102,35 @@ class Scheduler:
             self._refuse(ticket, "shutting_down", "the server is shutting down")
         elif self.state is State.FAILED:
             self._refuse(ticket, "model_unavailable", self.error or "the model is unavailable")
-        elif self._queue_is_full() and not self._fits_at_once(ticket):
-            self._refuse(ticket, "queue_full", f"{len(self._waiting)} requests wait for this model already")
+        elif ticket.deadline is not None and ticket.deadline <= ticket.arrived:
+            self._refuse(ticket, "timeout", "the request's time was over before it began")
+        elif not self._has_room(ticket):
+            loading_since = None if self.state is State.READY else self._load_began
+            seconds = self._places.come_back_seconds(ticket.arrived, self.settings.parallel, loading_since)
+            waiting = f"{self.queued} requests wait for this model already"
+            self._refuse(ticket, "queue_full", waiting, seconds)
         else:
-            self._waiting.put(ticket)
+            self._places.put(ticket)
             self._want_load(ticket.arrived)
             self._pump(ticket.arrived)
         return self._take()
 
     def ended(self, ticket_id: int, now: float) -> list[Effect]:
         """A request that ran has ended, whichever way."""
-        if self._running.pop(ticket_id, None) is not None:
+        if self._places.end(ticket_id, now):
+            self._crashes.served()
+            self._pump(now)
+        return self._take()
+
+    def progressed(self, ticket_id: int, tokens: int, now: float) -> list[Effect]:
+        """A suspect has brought so many tokens since it runs: enough of them clear it."""
+        if self._poison.progressed(ticket_id, tokens):
             self._pump(now)
         return self._take()
 
     def withdrawn(self, ticket_id: int, now: float) -> list[Effect]:
         """A request that waits is wanted no more."""
-        self._waiting.take(ticket_id)
+        self._places.withdraw(ticket_id)
         self._pump(now)
         return self._take()
 
@@ -112,12 +140,22 @@ class Scheduler:
         """The worker has loaded the model and decodes so many sequences together."""
         self._move(Event.LOADED)
         if self.state is State.READY:
-            self._slots = slots
             self._ready_since = now
+            self._places.opened(slots, now - self._load_began)
+            self._crashes.loaded()
             self.error = None
             self._load_again = False
             self._pump(now)
         return self._take()
+
+    def taken_over(self, given: RuntimeHandover) -> list[Effect]:
+        """From nothing: a worker that an earlier run of the daemon has loaded serves."""
+        self._move(Event.LOAD_WANTED)
+        self._load_began = given.ready_at - given.info.load_seconds
+        self.idle.keep_alive_seconds, self.restarts = given.keep_alive_seconds, given.restarts
+        effects = self.loaded(max(1, given.info.slots), given.ready_at)
+        self.idle.deadline = given.idle_deadline
+        return effects
 
     def denied(self, reason: str, now: float) -> list[Effect]:
         """There is no room for the model; no worker was started."""
@@ -127,7 +165,7 @@ class Scheduler:
         self.error = reason
         # Who asks again gets another try; without one it would be denied over and over.
         self._load_again = False
-        self._refuse_waiting("insufficient_memory", reason, retry_after_seconds=limits.memory_retry_seconds)
+        self._refuse_waiting("insufficient_memory", reason, limits.memory_retry_seconds)
         self._settle(now)
         return self._take()
 
@@ -135,28 +173,31 @@ class Scheduler:
         """The worker cannot load the model, or breaks the protocol. It is killed, and its exit decides what follows."""
         return self._doom(reason, permanent=permanent, rung="kill")
 
+    def sacrificed(self, reason: str) -> list[Effect]:
+        """The worker has to go at once for a reason that is none of its own; its requests go on in the next one."""
+        return self._doom(reason, permanent=False, rung="kill", kind="killed")
+
     def hung(self, reason: str) -> list[Effect]:
         """The worker makes no progress."""
         return self._doom(reason, permanent=False, rung="abort")
 
-    def exited(self, reason: str, now: float, *, permanent: bool = False) -> list[Effect]:
+    def exited(self, reason: str, now: float, *, permanent: bool = False, crash: Crash | None = None) -> list[Effect]:
         """The worker is gone (or could not be started)."""
+        crash = crash or Crash()
         if self._doomed is not None:
-            reason, permanent = self._doomed
+            reason, permanent, kind = self._doomed
             self._doomed = None
+            crash = Crash(kind, crash.progressed)
+        inside = self._places.closed()
         if self.state is State.STOPPING:
             self._move(Event.EXITED)
+            self._refuse_all(inside.values(), "runtime_crashed", reason, limits.retry_after_seconds)
+        elif self.state is State.LOADING:
+            self._load_crashed(reason, now, permanent=permanent, crash=crash)
         else:
-            self._crashed(reason, now, permanent=permanent)
-        self._slots = 0
+            self._crashed(inside, reason, now, permanent=permanent, crash=crash)
         self._ready_since = None
-        self._keep_alive_seconds = None
-        self.idle_deadline = None
-        for ticket_id in self._running:
-            self._effects.append(
-                Refuse(ticket_id, "runtime_crashed", reason, retry_after_seconds=limits.retry_after_seconds)
-            )
-        self._running.clear()
+        self.idle.gone()
         self._settle(now)
         return self._take()
 
@@ -170,7 +211,7 @@ class Scheduler:
 
     def load_unwanted(self, now: float) -> list[Effect]:
         """Somebody who waited for the load has gone: it ends, unless a request or the configuration wants it too."""
-        if self.state is State.LOADING and not self._waiting and not self._load_again:
+        if self.state is State.LOADING and not self.queued and not self._load_again:
             return self.unload_wanted(now)
         return self._take()
 
@@ -187,11 +228,19 @@ class Scheduler:
 
     def reset(self, now: float) -> list[Effect]:
         """Forget earlier crashes."""
-        self._policy.reset()
+        self._crashes.reset()
         self.error = None
         self.backoff_until = None
         self._move(Event.RESET)
         self._settle(now)
+        return self._take()
+
+    def configure(self, settings: SchedulerSettings, restarts: RestartLimits, now: float) -> list[Effect]:
+        """Other limits hold from now on."""
+        self.settings = settings
+        self._crashes.configure(restarts)
+        self.idle.used()
+        self._pump(now)
         return self._take()
 
     def shutdown(self, now: float) -> list[Effect]:
@@ -212,18 +261,9 @@ class Scheduler:
         if self.backoff_until is not None and now >= self.backoff_until:
             self.backoff_until = None
             self._move(Event.BACKOFF_ELAPSED)
-        if self.idle_deadline is not None and now >= self.idle_deadline:
-            if now - self.idle_deadline > limits.suspend_gap_seconds:
-                # The machine slept, and that was no idleness of the model's.
-                self._arm_idle(now)
-            else:
-                self.idle_deadline = None
-                self._move(Event.UNLOAD_WANTED)
-        if self.state is not State.READY:
-            for ticket in [t for t in self._waiting if now >= self._load_deadline(t)]:
-                self._waiting.take(ticket.id)
-                waited = f"the model is still loading after {self.settings.load_timeout_seconds:g} s"
-                self._refuse(ticket, "model_loading", waited, retry_after_seconds=limits.loading_retry_seconds)
+        if self.idle.is_over(now, self.settings.idle_timeout_seconds):
+            self._move(Event.UNLOAD_WANTED)
+        self._expire(now)
         self._settle(now)
         return self._take()
 
@@ -248,98 +288,113 @@ class Scheduler:
 
     def _settle(self, now: float) -> None:
         """Go on from a state that is no place to rest in."""
-        if self.state is State.DRAINING and not self._running:
+        if self.state is State.DRAINING and not self.running:
             self._move(Event.DRAINED)
             self._effects.append(StopWorker("close", "unloaded"))
         if self._closing and self.state in {State.STOPPED, State.FAILED}:
             self._move(Event.SHUTDOWN)
-        elif self.state is State.STOPPED and (self._waiting or self._load_again):
+        elif self.state is State.STOPPED and (self.queued or self._load_again):
             self._want_load(now)
         self._pump(now)
 
+    def _expire(self, now: float) -> None:
+        """End what is wanted no more, and what has waited too long for the model to load."""
+        waiting, running = self._places.overdue(now)
+        for ticket in waiting:
+            self._refuse(ticket, "timeout", "the request's time was over before its turn came")
+        self._effects += [Expire(ticket_id) for ticket_id in running]
+        while self.state is not State.READY and (oldest := self._places.oldest()) is not None:
+            if now < self._load_deadline(oldest):
+                break
+            self._places.withdraw(oldest.id)
+            waited = f"the model is still loading after {self.settings.load_timeout_seconds:g} s"
+            self._refuse(oldest, "model_loading", waited, limits.loading_retry_seconds)
+
     def _pump(self, now: float) -> None:
         """Grant what fits, in order, and watch for idleness."""
-        if self.state is State.DRAINING and not self._running:
+        if self.state is State.DRAINING and not self.running:
             self._settle(now)
         if not self._serves():
-            self.idle_deadline = None
+            self.idle.used()
             return
-        for ticket in [ticket for ticket in self._waiting if ticket.weight == 0]:
-            self._grant(ticket)
-        while (ticket := self._waiting.first()) is not None and self._fits(ticket):
-            self._grant(ticket)
-        if self._running or self._waiting:
-            self.idle_deadline = None
-        elif self.idle_deadline is None:
-            self._arm_idle(now)
-
-    def _grant(self, ticket: Ticket) -> None:
-        self._waiting.take(ticket.id)
-        self._running[ticket.id] = min(ticket.weight, self._slots)
-        if ticket.keep_alive_seconds is not None:
-            self._keep_alive_seconds = ticket.keep_alive_seconds
-        self._effects.append(Grant(ticket.id))
+        for ticket in self._places.grant(now):
+            if ticket.keep_alive_seconds is not None:
+                self.idle.keep_alive_seconds = ticket.keep_alive_seconds
+            self._effects.append(Grant(ticket.id))
+        if self.running or self.queued:
+            self.idle.used()
+        else:
+            self.idle.rests(now, self.settings.idle_timeout_seconds)
 
     def _serves(self) -> bool:
         return self.state is State.READY and self._doomed is None
 
-    def _fits(self, ticket: Ticket) -> bool:
-        busy = self.slots_busy
-        return busy == 0 or busy + min(ticket.weight, self._slots) <= self._slots
-
-    def _fits_at_once(self, ticket: Ticket) -> bool:
-        return self._serves() and (ticket.weight == 0 or (not self._waiting and self._fits(ticket)))
-
-    def _queue_is_full(self) -> bool:
-        """Before a worker serves, those that will run at once when it does wait here as well."""
-        room = self.settings.queue_limit + (0 if self._serves() else self.settings.parallel)
-        return len(self._waiting) >= room
-
-    def _arm_idle(self, now: float) -> None:
-        """A keep-alive of 0 unloads at once; a negative one, or an idle timeout of 0, never."""
-        if self._keep_alive_seconds is not None:
-            seconds = self._keep_alive_seconds
-            self.idle_deadline = now + seconds if seconds >= 0 else None
-        else:
-            seconds = self.settings.idle_timeout_seconds
-            self.idle_deadline = now + seconds if seconds > 0 else None
+    def _has_room(self, ticket: Ticket) -> bool:
+        """In the queue, or at once. Before a worker serves, those that will run at once when it does wait as well."""
+        serves = self._serves()
+        room = self.settings.queue_limit + (0 if serves else self.settings.parallel)
+        return self.queued < room or (serves and self._places.fits_at_once(ticket))
 
     def _load_deadline(self, ticket: Ticket) -> float:
-        return max(ticket.arrived, self._load_began) + self.settings.load_timeout_seconds
+        return max(ticket.arrived, self._load_began, self._crashes.at) + self.settings.load_timeout_seconds
 
-    def _doom(self, reason: str, *, permanent: bool, rung: Literal["abort", "kill"]) -> list[Effect]:
+    def _doom(
+        self, reason: str, *, permanent: bool, rung: Literal["abort", "kill"], kind: CrashKind = "fault"
+    ) -> list[Effect]:
         """The worker has to go and counts as crashed; it gets no more requests until it is gone."""
         if self._doomed is None and self.state in {State.LOADING, State.READY, State.DRAINING}:
-            self._doomed = (reason, permanent)
-            self.idle_deadline = None
+            self._doomed = (reason, permanent, kind)
+            self.idle.used()
             self._effects.append(StopWorker(rung, reason))
         return self._take()
 
-    def _crashed(self, reason: str, now: float, *, permanent: bool) -> None:
-        at_load = self.state is State.LOADING
+    def _load_crashed(self, reason: str, now: float, *, permanent: bool, crash: Crash) -> None:
+        """The worker ended before it served. What a worker had before waits on; others where that tells nothing."""
+        self.error = reason
+        delay = self._crashes.at_load(now, crash.kind, permanent=permanent)
+        if delay is None:
+            self._refuse_all(self._places.withdraw_all(), "model_load_failed", reason)
+        elif not self._crashes.load_says_nothing:
+            self._refuse_all(self._places.withdraw_unbegun(), "model_load_failed", reason)
+        self._restart_or_give_up(now, delay, load_again=self.settings.keep_loaded)
+
+    def _crashed(self, inside: dict[int, Ticket], reason: str, now: float, *, permanent: bool, crash: Crash) -> None:
+        """The worker ended while it served: what it had goes on in the next one."""
         self.error = reason
         served_seconds = 0.0 if self._ready_since is None else now - self._ready_since
-        delay = None if permanent else self._policy.crashed(now, served_seconds=served_seconds)
-        if at_load:
-            self._refuse_waiting("model_load_failed", reason)
-        if delay is None:
+        verdict = self._crashes.serving(now, inside, crash, served_seconds=served_seconds, permanent=permanent)
+        ends = verdict.delay_seconds is None or self._closing
+        for ticket in inside.values():
+            if ticket.id in verdict.poison:
+                self._refuse(ticket, "poison_request", f"it has ended its worker again: {reason}")
+            elif ends or not ticket.resume:
+                self._refuse(ticket, "runtime_crashed", reason, limits.retry_after_seconds)
+            else:
+                self._places.put_back(ticket)
+                self._effects.append(Suspend(ticket.id, reason))
+        self._restart_or_give_up(now, verdict.delay_seconds, load_again=True)
+
+    def _restart_or_give_up(self, now: float, delay_seconds: float | None, *, load_again: bool) -> None:
+        self.backoff_until = None
+        self._load_again = False
+        if delay_seconds is None:
             self._move(Event.GAVE_UP)
-            self._refuse_waiting("model_unavailable", reason)
-            self._load_again = False
+            self._refuse_waiting("model_unavailable", self.error or "")
             return
         self.restarts += 1
-        self._load_again = self.settings.keep_loaded or not at_load
         self._move(Event.CRASHED)
         if self.state is State.BACKOFF:
-            self.backoff_until = now + delay
-        else:
-            self._load_again = False
+            self.backoff_until, self._load_again = now + delay_seconds, load_again
 
-    def _refuse(
-        self, ticket: Ticket, kind: RefusalKind, reason: str, *, retry_after_seconds: float | None = None
+    def _refuse(self, ticket: Ticket, kind: RefusalKind, reason: str, retry_seconds: float | None = None) -> None:
+        self._poison.forget(ticket.id)
+        self._effects.append(Refuse(ticket.id, kind, reason, retry_seconds))
+
+    def _refuse_waiting(self, kind: RefusalKind, reason: str, retry_seconds: float | None = None) -> None:
+        self._refuse_all(self._places.withdraw_all(), kind, reason, retry_seconds)
+
+    def _refuse_all(
+        self, tickets: Iterable[Ticket], kind: RefusalKind, reason: str, retry_seconds: float | None = None
     ) -> None:
-        self._effects.append(Refuse(ticket.id, kind, reason, retry_after_seconds))
-
-    def _refuse_waiting(self, kind: RefusalKind, reason: str, *, retry_after_seconds: float | None = None) -> None:
-        for ticket in self._waiting.take_all():
-            self._refuse(ticket, kind, reason, retry_after_seconds=retry_after_seconds)
+        for ticket in tickets:
+            self._refuse(ticket, kind, reason, retry_seconds)

@@ -9,12 +9,14 @@ import msgspec
 
 from llmvisor import limits
 from llmvisor.clock import Clock
-from llmvisor.config.tree import ModelConfig
+from llmvisor.config.tree import ModelConfig, Sandbox
 from llmvisor.control.api import RuntimeStatus
 from llmvisor.supervision.cpu import CoreShares
+from llmvisor.supervision.effects import SchedulerSettings
+from llmvisor.supervision.handover import WorkerHandover
 from llmvisor.supervision.reaper import WorkerExit
-from llmvisor.supervision.restart import RestartPolicy
-from llmvisor.supervision.scheduler import Scheduler, SchedulerSettings
+from llmvisor.supervision.restart import RestartLimits, RestartPolicy
+from llmvisor.supervision.scheduler import Scheduler
 from llmvisor.supervision.spawn import WorkerSpec
 from llmvisor.supervision.worker import Worker
 from llmvisor_runtimes.protocol import Report
@@ -35,7 +37,34 @@ class StartsWorkers(Protocol):
         ...
 
 
-class RuntimeSetup(msgspec.Struct, frozen=True):
+class AdoptsWorkers(Protocol):
+    """`worker.adopt_worker` with everything but the worker's own affairs filled in."""
+
+    def __call__(
+        self,
+        given: WorkerHandover,
+        spec: WorkerSpec,
+        *,
+        on_report: Callable[[Report], None],
+        on_line: Callable[[str], None],
+        on_exit: Callable[[WorkerExit], None],
+    ) -> Worker:
+        """Raises OSError."""
+        ...
+
+
+def _adopt_nobody(
+    given: WorkerHandover,
+    spec: WorkerSpec,
+    *,
+    on_report: Callable[[Report], None],
+    on_line: Callable[[str], None],
+    on_exit: Callable[[WorkerExit], None],
+) -> Worker:
+    raise OSError(f"nobody goes on with worker {given.pid}")
+
+
+class RuntimeSetup(msgspec.Struct):
     start_worker: StartsWorkers
     admit: Callable[[str], Awaitable[None]]
     """Whether the model's file is sound and fits. Raises `ModelLoadFailed` or `InsufficientMemory`."""
@@ -49,6 +78,13 @@ class RuntimeSetup(msgspec.Struct, frozen=True):
     """Where workers leave what they have computed of prompts; empty = nowhere."""
     python: Callable[[str], str]
     """The interpreter of a backend's workers."""
+    arrived: Callable[[str], None] = lambda _: None
+    """Told of each request for a model."""
+    settled: Callable[[], None] = lambda: None
+    """Told whenever a runtime has done all that followed from an event."""
+    sandbox: Sandbox = "auto"
+    """Where a model does not say."""
+    adopt_worker: AdoptsWorkers = _adopt_nobody
 
 
 def make_scheduler(config: ModelConfig, random: Callable[[], float]) -> Scheduler:
@@ -61,6 +97,11 @@ def make_scheduler(config: ModelConfig, random: Callable[[], float]) -> Schedule
         random=random,
     )
     return Scheduler(scheduler_settings(config), policy)
+
+
+def restart_limits(config: ModelConfig) -> RestartLimits:
+    """What the configuration says of restarts."""
+    return RestartLimits(config.restart.max, config.restart.window, config.restart.backoff)
 
 
 def scheduler_settings(config: ModelConfig) -> SchedulerSettings:

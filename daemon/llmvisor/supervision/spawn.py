@@ -14,12 +14,14 @@ import sys
 import threading
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import msgspec
 
 from llmvisor import limits
 from llmvisor.errors import ModelLoadFailed
+from llmvisor.supervision.confinement import Confinement
+from llmvisor.supervision.handover import LogPipe
 
 INHERITED_NAMES = frozenset(
     {
@@ -97,6 +99,8 @@ class WorkerSpec(msgspec.Struct, frozen=True):
     """The interpreter, which may be another environment's than the daemon's."""
     env: dict[str, str] = {}
     """Variables for this worker alone, over what it inherits."""
+    confinement: Confinement | None = None
+    """What it may use of the machine; None = whatever this user may."""
 
 
 class SpawnFailed(ModelLoadFailed):
@@ -113,15 +117,27 @@ class SpawnRefused(SpawnFailed):
     retryable: ClassVar[bool] = True
 
 
+class ChildProcess(Protocol):
+    """The part of `asyncio.subprocess.Process` that a worker needs."""
+
+    @property
+    def pid(self) -> int: ...
+
+    async def wait(self) -> int: ...
+
+
 class Spawned(msgspec.Struct, frozen=True):
     """A process that runs, and the daemon's ends of its pipes, which now belong to the caller."""
 
-    process: asyncio.subprocess.Process
+    process: ChildProcess
     nonce: str
     command_fd: int
     report_fd: int
-    stdout_fd: int
-    stderr_fd: int
+    logs: list[LogPipe]
+    unread: bytes | None = None
+    """Of a report, read by an earlier run of this daemon; None for a worker that is new."""
+    unsent: bytes = b""
+    """Commands that an earlier run could not write."""
 
 
 def worker_environment(daemon: Mapping[str, str], extra: Mapping[str, str]) -> dict[str, str]:
@@ -150,6 +166,7 @@ def worker_arguments(spec: WorkerSpec, *, nonce: str, read_fd: int, write_fd: in
         *("--nonce", nonce),
         *("--oom-score-adj", str(limits.worker_oom_score_adj)),
         *("--open-files-max", str(limits.worker_open_files_max)),
+        *(spec.confinement.arguments() if spec.confinement is not None else ()),
     ]
 
 
@@ -195,7 +212,7 @@ async def _spawn(spec: WorkerSpec, nonce: str) -> Spawned:
             start_new_session=True,
         )
         ours.pop_all()
-        return Spawned(process, nonce, command_write, report_read, stdout_read, stderr_read)
+        return Spawned(process, nonce, command_write, report_read, [LogPipe(stdout_read), LogPipe(stderr_read)])
 
 
 def _check_strings(arguments: list[str], environment: dict[str, str]) -> None:

@@ -8,7 +8,7 @@ from llmvisor.control.api import ModelState, ProgressStatus, RuntimeStatus
 from llmvisor.supervision.scheduler import Scheduler
 from llmvisor.supervision.state import State
 from llmvisor_runtimes.limits import tick_interval_seconds
-from llmvisor_runtimes.protocol import LoadProgress, ModelInfo, Tick
+from llmvisor_runtimes.protocol import Confined, LoadProgress, ModelInfo, Tick
 
 
 class Facts(msgspec.Struct):
@@ -23,6 +23,7 @@ class Facts(msgspec.Struct):
     info: ModelInfo | None = None
     progress: LoadProgress | None = None
     last_lines: list[str] = []
+    confined: Confined | None = None
 
 
 def model_state(scheduler: Scheduler) -> ModelState:
@@ -33,13 +34,13 @@ def model_state(scheduler: Scheduler) -> ModelState:
     return "not_loaded" if state is State.CLOSED else state.value
 
 
-def runtime_status(scheduler: Scheduler, facts: Facts, now: float, *, threads: int | None) -> RuntimeStatus:
+def runtime_status(scheduler: Scheduler, facts: Facts, now: float, *, threads: int | None, key: str) -> RuntimeStatus:
     """All that is known at the moment."""
     tick, info, progress = facts.tick, facts.info, facts.progress
-    backoff, idle = scheduler.backoff_until, scheduler.idle_deadline
+    backoff, idle = scheduler.backoff_until, scheduler.idle.deadline
     loading = scheduler.state is State.LOADING and progress is not None
     return RuntimeStatus(
-        id=facts.model,
+        id=key,
         model=facts.model,
         tier=facts.tier,
         backend=facts.backend,
@@ -63,4 +64,6 @@ def runtime_status(scheduler: Scheduler, facts: Facts, now: float, *, threads: i
         last_lines=facts.last_lines if scheduler.state in {State.BACKOFF, State.FAILED} else [],
         backend_version=info.backend_version if info else None,
         load_seconds=info.load_seconds if info else None,
+        sandbox=facts.confined.in_force if facts.confined and facts.pid else None,
+        sandbox_missing=facts.confined.missing if facts.confined and facts.pid else [],
     )

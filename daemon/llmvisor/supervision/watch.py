@@ -14,7 +14,7 @@ class ProgressWatch:
     """The progress of one worker; `stall_seconds` without any is a hang."""
 
     def __init__(self, *, stall_seconds: float, now: float) -> None:
-        self._stall_seconds = stall_seconds
+        self.stall_seconds = stall_seconds
         self._moved = now
         self._seen: tuple[Phase, int] = ("start", 0)
 
@@ -29,7 +29,7 @@ class ProgressWatch:
 
     def deadline(self) -> float:
         """When the worker counts as hung, if nothing moves until then."""
-        return self._moved + self._stall_seconds
+        return self._moved + self.stall_seconds
 
     def hung(self, now: float) -> str | None:
         """Why the worker counts as hung, or None."""
@@ -38,7 +38,7 @@ class ProgressWatch:
             return None
         if late > limits.watch_late_seconds:
             # The daemon itself was held up: what the worker sent meanwhile is read first.
-            self._moved = now - self._stall_seconds + limits.watch_late_seconds
+            self._moved = now - self.stall_seconds + limits.watch_late_seconds
             return None
         phase, step = self._seen
-        return f"no progress for {self._stall_seconds:g} s (phase {phase}, step {step})"
+        return f"no progress for {self.stall_seconds:g} s (phase {phase}, step {step})"

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
 
 from llmvisor import limits
 from llmvisor.clock import Clock
 from llmvisor.log import get_logger
+from llmvisor.supervision.adopt import AdoptedProcess
 from llmvisor.supervision.capture import LineLog, LogCapture
 from llmvisor.supervision.channel import Channel
+from llmvisor.supervision.confinement import make_scratch, remove_scratch
+from llmvisor.supervision.handover import WorkerHandover
 from llmvisor.supervision.orphans import OrphanJournal
 from llmvisor.supervision.reaper import ProcessGroup, Reaper, Rung, WorkerExit
-from llmvisor.supervision.spawn import Spawned, WorkerSpec, spawn
+from llmvisor.supervision.spawn import Spawned, SpawnRefused, WorkerSpec, spawn
 from llmvisor_runtimes.protocol import PROTOCOL_VERSION, Close, Command, Hello, ModelInfo, Report
 
 _log = get_logger(__name__)
@@ -51,7 +59,13 @@ async def start_worker(
     the process has been reaped then, what it had started killed, its pipes drained and closed, and no other call
     follows. `nonce_source` gives unguessable hexadecimal digits. Raises `SpawnFailed`, with nothing left behind.
     """
-    spawned = await spawn(spec, nonce=nonce_source())
+    nonce = nonce_source()
+    spec = _with_scratch(spec, journal.run_dir, nonce)
+    try:
+        spawned = await spawn(spec, nonce=nonce)
+    except BaseException:
+        remove_scratch(journal.run_dir, nonce)
+        raise
     try:
         journal.record(pid=spawned.process.pid, nonce=spawned.nonce, model=spec.model)
     except (OSError, ValueError) as error:
@@ -60,8 +74,65 @@ async def start_worker(
     return Worker(spec, spawned, on_report=on_report, on_line=on_line, on_exit=on_exit, journal=journal, clock=clock)
 
 
+def _with_scratch(spec: WorkerSpec, run_dir: Path, nonce: str) -> WorkerSpec:
+    """A confined worker has a folder of its own for temporary files, for as long as it lives. Raises `SpawnRefused`."""
+    confinement = spec.confinement
+    if confinement is None:
+        return spec
+    temporary = spec.env.get("TMPDIR")
+    if temporary is None:
+        try:
+            temporary = str(make_scratch(run_dir, nonce))
+        except OSError as error:
+            message = f"the worker of {spec.model} has no place for temporary files: {error.strerror}: {run_dir}"
+            raise SpawnRefused(message, errno_name=errno.errorcode.get(error.errno or 0, "EIO")) from error
+    env = {"TMPDIR": temporary} | spec.env
+    confinement = msgspec.structs.replace(confinement, write=[*confinement.write, temporary])
+    return msgspec.structs.replace(spec, env=env, confinement=confinement)
+
+
+def adopt_worker(
+    given: WorkerHandover,
+    spec: WorkerSpec,
+    *,
+    on_report: Callable[[Report], None],
+    on_line: Callable[[str], None],
+    on_exit: Callable[[WorkerExit], None],
+    journal: OrphanJournal,
+    clock: Clock,
+) -> Worker:
+    """A worker that an earlier run of this process started; as `start_worker` otherwise.
+
+    Raises OSError where it is no child of this process, or its pipes are not there; the descriptors stay open then.
+    """
+    for fd in given.fds:
+        os.set_inheritable(fd, False)
+        os.set_blocking(fd, False)
+    process = AdoptedProcess(given.pid)
+    spawned = Spawned(
+        process,
+        given.nonce,
+        given.command_fd,
+        given.report_fd,
+        given.logs,
+        unread=given.unread,
+        unsent=given.unsent,
+    )
+    last_lines = given.last_lines
+    return Worker(
+        spec,
+        spawned,
+        on_report=on_report,
+        on_line=on_line,
+        on_exit=on_exit,
+        journal=journal,
+        clock=clock,
+        last_lines=last_lines,
+    )
+
+
 class Worker:
-    """A worker process that `start_worker` started."""
+    """A worker process that `start_worker` started, or `adopt_worker` took over."""
 
     def __init__(
         self,
@@ -73,6 +144,7 @@ class Worker:
         on_exit: Callable[[WorkerExit], None],
         journal: OrphanJournal,
         clock: Clock,
+        last_lines: Sequence[bytes] = (),
     ) -> None:
         self.pid = spawned.process.pid
         self._nonce = spawned.nonce
@@ -81,19 +153,19 @@ class Worker:
         self._reason: str | None = None
         self._violation: str | None = None
         self._mute = False
-        self._open_pipes = 3
+        self._open_pipes = 1 + len(spawned.logs)
         self._drained = asyncio.Event()
         self._hang_up: asyncio.TimerHandle | None = None
-        self._log = LineLog(on_line=on_line, clock=clock)
-        self._captures = [
-            LogCapture(fd=fd, log=self._log, on_eof=self._pipe_ended) for fd in (spawned.stdout_fd, spawned.stderr_fd)
-        ]
+        self._log = LineLog(on_line=on_line, clock=clock, ring=last_lines)
+        self._captures = [LogCapture(pipe, log=self._log, on_eof=self._pipe_ended) for pipe in spawned.logs]
         self._channel = Channel(
             command_fd=spawned.command_fd,
             report_fd=spawned.report_fd,
             on_report=on_report,
             on_violation=self._on_violation,
             on_eof=self._on_report_eof,
+            unread=spawned.unread,
+            unsent=spawned.unsent,
         )
         self._group = ProcessGroup(self.pid)
         self._reaper = Reaper(spawned.process, self._group, close_commands=self._close_commands)
@@ -105,12 +177,12 @@ class Worker:
         """The last lines of its stdout and stderr."""
         return self._log.last_lines
 
-    def send(self, command: Command) -> None:
-        """Send a command. Never waits; to a worker that has gone, or is asked to close, it does nothing.
+    def send(self, command: Command) -> int:
+        """Send a command, of so many bytes. Never waits; a worker that has gone, or is asked to close, gets nothing.
 
         Raises ValueError where the command is longer than a frame may be.
         """
-        self._channel.send(command)
+        return self._channel.send(command)
 
     def stop(self, rung: Rung, reason: str) -> None:
         """End the worker, from this rung of the kill ladder on: see `Reaper`.
@@ -121,6 +193,20 @@ class Worker:
             return
         self._reason = self._reason or reason
         self._reaper.stop(rung)
+
+    def hand_over(self) -> WorkerHandover | None:
+        """All that another run of this daemon needs to go on with it; None for one that ends.
+
+        It stays as it is: whoever is given this takes over once this run is gone.
+        """
+        channel = None if self._reaper.exited or self._reaper.asked else self._channel.hand_over()
+        if channel is None:
+            return None
+        command_fd, report_fd, unread, unsent = channel
+        logs = [pipe for capture in self._captures if (pipe := capture.hand_over()) is not None]
+        return WorkerHandover(
+            self.pid, self._nonce, command_fd, report_fd, logs, unread=unread, unsent=unsent, last_lines=self._log.ring
+        )
 
     # ------------------------------------------------------------------------------------------------------- its end
 
@@ -146,6 +232,7 @@ class Worker:
             capture.close()
         self._log.tell_left_out()
         self._group.close()
+        remove_scratch(self._journal.run_dir, self._nonce)
 
     def _exit(self, code: int | None) -> WorkerExit:
         violation = self._violation

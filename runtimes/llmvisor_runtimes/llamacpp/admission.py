@@ -115,7 +115,7 @@ class Admission:
             return False
         choice.sequence, choice.computed = sequence, match.length
         if choice.request.cached_tokens is None:
-            choice.request.cached_tokens = match.length
+            choice.request.cached_tokens = min(match.length, len(choice.request.prompt))
         self.waiting.remove(choice)
         self.active.append(choice)
         return True

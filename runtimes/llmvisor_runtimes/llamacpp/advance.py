@@ -60,7 +60,9 @@ class Advancer:
                 continue
             if choice.scores:
                 self._score(choice, start, logits[row - rows : row])
-            if choice.computed == len(choice.tokens):
+            if choice.unrepeated is not None:
+                self._repeat(choice, start + len(tokens) - rows, logits[row - rows : row])
+            if choice.sequence >= 0 and choice.computed == len(choice.tokens):
                 self._sample(choice, logits[row - 1 - drafted : row], output - 1 - drafted, tokens[-1 - drafted :])
 
     def _computes(self, choice: Choice, unit: Unit) -> bool:
@@ -113,6 +115,22 @@ class Advancer:
         self.wasted_tokens += drafted - accepted
         request.drafted_tokens += drafted
         request.accepted_tokens += accepted
+
+    def _repeat(self, choice: Choice, start: int, rows: Rows) -> None:
+        """What another worker chose: row i is what predicted the token after position `start` + i."""
+        request, top = choice.request, choice.request.generate.logprobs
+        try:
+            for place, row in enumerate(rows, start + 1):
+                if place != choice.unrepeated or place >= len(choice.tokens):
+                    continue
+                token = choice.tokens[place]
+                if choice.sampler.follows_logits:
+                    choice.sampler.repeat(token, row)
+                if top is not None:
+                    choice.set_logprob(place, token_logprob(row, token, top, self._vocabulary))
+                choice.unrepeated = place + 1 if place + 1 < len(choice.tokens) else None
+        except Exception as error:  # noqa: BLE001 - of one request alone: its grammar
+            self._fail(request, failure_of(request.generate.request_id, error))
 
     def _score(self, choice: Choice, start: int, rows: Row) -> None:
         """Log-probabilities of the prompt's tokens; row i is what predicts the token after position `start` + i."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import metadata
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import msgspec
 
@@ -43,6 +43,7 @@ class LlamaCppBackend:
     """One GGUF model, many sequences at once. `backend.Backend` says what each method does."""
 
     name = "llamacpp"
+    resumes: Literal[True] = True
 
     def __init__(self) -> None:
         self._model: LlamaModel | EncoderModel | None = None
@@ -190,6 +191,10 @@ class LlamaCppBackend:
             self._model.context.set_threads(count)
         if self._draft:
             self._draft.context.set_threads(count)
+
+    def trim(self) -> None:
+        if self._kv:
+            self._kv.trim()
 
     def step(self) -> list[Report]:
         return self._running.step()

@@ -15,7 +15,8 @@ from llmvisor_runtimes.llamacpp.sampling import Sampler
 from llmvisor_runtimes.llamacpp.speculative import Drafter
 from llmvisor_runtimes.llamacpp.vocabulary import Vocabulary
 from llmvisor_runtimes.output_format import OutputFormat
-from llmvisor_runtimes.protocol import Generate, TokenLogprob
+from llmvisor_runtimes.protocol import Generate, Resumed, TokenLogprob
+from llmvisor_runtimes.resumption import ids_of_calls, sent_before
 from llmvisor_runtimes.structured import Constraint
 
 
@@ -75,11 +76,13 @@ def make_request(
             made.callback(sampler.close)
             sampler.remember(written)
             chooser = ConstrainedSampler(sampler, constraint.matcher()) if constraint else sampler
-            request.choices.append(
-                Choice(
-                    request, index, age=age + index, n_ctx=n_ctx, sampler=chooser, vocabulary=vocabulary, format=format
-                )
+            choice = Choice(
+                request, index, age=age + index, n_ctx=n_ctx, sampler=chooser, vocabulary=vocabulary, format=format
             )
+            if choice.finish is None:
+                request.choices.append(choice)
+            else:
+                sampler.close()
         made.pop_all()  # each is freed with its choice from here on
     return request
 
@@ -87,7 +90,7 @@ def make_request(
 class Choice(ChoiceText):
     """One choice: a sequence of the KV cache while it has a slot, and tokens to be computed at any time."""
 
-    __slots__ = ("_seeded", "age", "computed", "drafter", "request", "sampler", "scores", "sequence")
+    __slots__ = ("_seeded", "age", "computed", "drafter", "request", "sampler", "scores", "sequence", "unrepeated")
 
     def __init__(
         self,
@@ -101,7 +104,8 @@ class Choice(ChoiceText):
         format: OutputFormat,
     ) -> None:
         generate, prompt = request.generate, request.prompt
-        parser = format.parser(generate, prompt)
+        resumed = sent_before(generate, index)
+        parser = format.parser(generate, prompt, ids_of_calls(resumed))
         super().__init__(
             generate,
             prompt,
@@ -121,9 +125,30 @@ class Choice(ChoiceText):
         """How many of the tokens are in the KV cache."""
         self.drafter: Drafter | None = None
         """Guesses its next tokens, where that is wanted."""
-        self.scores = request.scores_prompt
+        self.unrepeated: int | None = None
+        """The first of the tokens that another worker chose from logits that are still needed."""
+        self._resume(resumed)
+        self.scores = request.scores_prompt and self.echo_due
         """Logits of each token of the prompt are still needed."""
         self._seeded = generate.sampling.seed is not None
+
+    def _resume(self, resumed: Resumed) -> None:
+        """Go on behind what another worker has sent. Raises `RequestError`."""
+        written = self.replay(resumed)
+        if not written or self.finish is not None:
+            return
+        if self.sampler.follows_logits:
+            self.unrepeated = len(self.tokens) - len(written)
+            return
+        for token in written:
+            self.sampler.repeat(token, None)
+        if self.logprobs_held:
+            self.unrepeated = len(self.tokens) - self.logprobs_held
+
+    @property
+    def wants_rows(self) -> bool:
+        """Logits of each token that is computed next are needed, not of the last alone."""
+        return self.scores or (self.unrepeated is not None and self.computed >= self.unrepeated - 1)
 
     @property
     def unit(self) -> Unit | None:
@@ -164,6 +189,8 @@ class Choice(ChoiceText):
             if self.computed < unit.start:
                 return unit.start - self.computed
             return 0 if unit.embeddings is None else unit.end - self.computed
+        if self.unrepeated is not None and self.computed < self.unrepeated - 1:
+            return self.unrepeated - 1 - self.computed
         return count - 1 if count > 1 and self._seeded else count
 
     @property
@@ -184,4 +211,6 @@ class Choice(ChoiceText):
             return 0
         if self.scores:
             return max(0, len(self.request.prompt_logprobs) - 1)
+        if self.unrepeated is not None:
+            return self.unrepeated - 1
         return len(self.tokens) - 1

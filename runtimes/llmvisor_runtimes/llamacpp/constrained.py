@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from llmvisor_runtimes.backend import RequestError
 from llmvisor_runtimes.llamacpp.context import LlamaContext
 from llmvisor_runtimes.llamacpp.sampling import Row, Sampler
+from llmvisor_runtimes.resumption import not_resumable
 from llmvisor_runtimes.structured import Matcher
 
 
@@ -24,6 +25,18 @@ class Chooser(Protocol):
 
     def remember(self, tokens: Sequence[int]) -> None:
         """Show the prompt to what looks back at it."""
+        ...
+
+    @property
+    def follows_logits(self) -> bool:
+        """To repeat a token it has to see the logits that this was chosen from."""
+        ...
+
+    def repeat(self, token: int, row: Row | None) -> None:
+        """Become what it was after it had chosen this token, from `row` where it `follows_logits`.
+
+        Raises `RequestError` for one that it would never have chosen.
+        """
         ...
 
     def choose(self, context: LlamaContext, row: Row, output: int) -> int:
@@ -50,6 +63,21 @@ class ConstrainedSampler:
 
     def remember(self, tokens: Sequence[int]) -> None:
         self._sampler.remember(tokens)
+
+    @property
+    def follows_logits(self) -> bool:
+        return self._sampler.follows_logits
+
+    def repeat(self, token: int, row: Row | None) -> None:
+        sampler = self._sampler
+        if sampler.draws or sampler.follows_logits:
+            # A token that nothing else was allowed beside cost no draw.
+            size = sampler.vocabulary_size if row is None else row.size
+            sampler.repeat_among(token, row, allowed_tokens(self._matcher.mask(), size))
+        else:
+            sampler.accept(token)
+        if not self._matcher.consume(token):
+            raise not_resumable(f"the grammar does not allow token {token}, which has been sent")
 
     def choose(self, context: LlamaContext, row: Row, output: int) -> int:
         """As `Chooser`. Raises `RequestError` where the grammar cannot be followed further."""

@@ -126,11 +126,12 @@ class Engine:
             constraint=constraint,
         )
         request.adapters = adapters
-        for choice, drafter in zip(request.choices, drafters, strict=True):
+        for choice, drafter in zip(request.choices, drafters, strict=False):  # those that had ended before need none
             choice.drafter = drafter
         self._ages += generate.n
         self._admission.add(request.choices)
         self._requests[request.id] = request
+        self._end_request(request)
 
     def _make_drafter(self, generate: Generate, prompt: list[int]) -> Drafter | None:
         wanted = generate.speculative or self._speculative
@@ -146,7 +147,7 @@ class Engine:
 
         Where all that is left to do waits for images to be encoded, the time until it looks again.
         """
-        if self._cancelled:
+        if self._cancelled or self._done:
             return 0
         running = self._admission.running()
         if self._media and running and not any(choice.next_count for choice in running):
@@ -271,6 +272,10 @@ class Engine:
         request = choice.request
         self._admission.leave(choice, keep=request.generate.cache_prompt)
         request.choices.remove(choice)
+        self._end_request(request)
+
+    def _end_request(self, request: Request) -> None:
+        """It is over where no choice is left."""
         if not request.choices:
             self._done.append(request.done(request.id, len(request.prompt), time.perf_counter()))
             self._forget(request)

@@ -51,7 +51,7 @@ class Feeder:
         pending = [choice.next_count for choice in active]
         if pending and min(pending) == max(pending) == 1 and len(pending) <= self._context.n_batch:
             return [self._feed(choice, 1) for choice in active]  # mostly: everybody decodes
-        if scoring := [place for place, choice in enumerate(active) if choice.scores]:
+        if scoring := [place for place, choice in enumerate(active) if choice.wants_rows]:
             share = max(1, limits.scored_prompt_step_tokens // len(scoring))
             for place in scoring:
                 pending[place] = min(pending[place], share)
@@ -99,7 +99,7 @@ class Feeder:
     def _feed(self, choice: Choice, length: int) -> Feed:
         start = choice.computed
         tokens = choice.tokens[start : start + length]
-        rows = length if choice.scores else int(length == choice.pending)
+        rows = length if choice.wants_rows else int(start + length in (len(choice.tokens), choice.unrepeated))
         return Feed(choice, tokens, rows, 0, choice.unit) if tokens[0] < 0 else Feed(choice, tokens, rows)
 
     def _with_draft(self, feed: Feed, count: int) -> Feed:

@@ -235,6 +235,11 @@ class KvCache:
         self._release(resident, 0)
         self._free_ids.append(sequence)
 
+    def trim(self) -> None:
+        """Forget what is parked: that alone takes memory of its own."""
+        if self._parked is not None:
+            self._parked.clear()
+
     def park_one(self) -> None:
         """Move the least recently used idle sequence that can be out of the way of those that decode."""
         if self._idle_cells:

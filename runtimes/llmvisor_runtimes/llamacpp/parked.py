@@ -79,6 +79,10 @@ class ParkedSequences:
             self._kept = [kept for kept in self._kept if kept is not parked]
             self.bytes -= len(parked.state)
 
+    def clear(self) -> None:
+        """Keep nothing."""
+        self._kept, self.bytes = [], 0
+
     def keep(self, new: Parked) -> None:
         """Keep one whose state is there already."""
         for kept in list(self._kept):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,7 @@ class Sampler:
     def __init__(self, sampling: Sampling, *, seed: int, vocabulary: Vocabulary, n_ctx: int, ignore_eos: bool) -> None:
         """Raises `RequestError` for values that llama.cpp would end the process over."""
         _check(sampling, vocabulary)
+        self.vocabulary_size = vocabulary.size
         biases = dict(sampling.logit_bias)
         forbidden = (*vocabulary.suppressed, *(vocabulary.end_tokens if ignore_eos else ()))
         biases.update((token, -math.inf) for token in forbidden)
@@ -45,6 +47,10 @@ class Sampler:
         self._chain: object = None
         self._candidates: NDArray[np.void] | None = None
         self._remembers = _remembered_tokens(sampling, n_ctx)
+        self.draws = sampling.temperature > 0 and sampling.seed is not None
+        """Its draws can be repeated."""
+        self.follows_logits = sampling.temperature > 0 and (sampling.mirostat > 0 or (self.draws and _xtc(sampling)))
+        """What it has become depends on the logits that it saw, not on the tokens alone."""
         if sampling.temperature > 0 or self._remembers:
             self._chain = _chain(sampling, _valid_seed(seed), vocabulary, n_ctx, biases)
 
@@ -52,6 +58,34 @@ class Sampler:
         """Show the prompt to penalties and DRY, which look at it as at generated tokens."""
         for token in tokens[-self._remembers :] if self._remembers else ():
             llama_cpp.llama_sampler_accept(self._chain, token)
+
+    def repeat(self, token: int, row: Row | None) -> None:
+        """Become what it was after it had chosen this token, from `row` where it `follows_logits`."""
+        if row is not None and self.follows_logits:
+            self._apply(row, np.arange(row.size))
+        elif self.draws:
+            self._draw()
+        self.accept(token)
+
+    def repeat_among(self, token: int, row: Row | None, tokens: NDArray[np.intp]) -> None:
+        """The same where the token was one of `tokens`."""
+        if self.draws_among(tokens):
+            if row is not None and self.follows_logits:
+                self._apply(row, tokens)
+            elif self.draws:
+                self._draw()
+        self.accept(token)
+
+    def accept(self, token: int) -> None:
+        """Show a token to what looks back."""
+        if self._chain is not None:
+            llama_cpp.llama_sampler_accept(self._chain, token)
+
+    def _draw(self) -> None:
+        """Move the random state on: llama.cpp's `dist` draws one number for a token, whatever the candidates."""
+        chain = self._chain
+        dist = llama_cpp.llama_sampler_chain_get(chain, llama_cpp.llama_sampler_chain_n(chain) - 1)
+        llama_cpp.llama_sampler_apply(dist, ctypes.byref(self._candidate_array(np.zeros(1, np.float32), np.arange(1))))
 
     def choose(self, context: LlamaContext, row: Row, output: int) -> int:
         """The next token from `row`, which are the logits of the batch's token number `output`."""
@@ -68,38 +102,42 @@ class Sampler:
     def choose_among(self, row: Row, tokens: NDArray[np.intp]) -> int:
         """The next token from `row`, one of `tokens`. A bias that forbids all of these does not count."""
         biases = self._bias_tokens
-        if tokens.size == 1 or (np.isneginf(self._bias_values).any() and not self._permitted(tokens).size):
+        if not self.draws_among(tokens):
             token = int(tokens[row[tokens].argmax()])
         elif self._chain is not None:
-            return self._sample_among(row, tokens)
+            token = self._apply(row, tokens)
         else:
             raw = row[biases]
             row[biases] = raw + self._bias_values
             token = int(tokens[row[tokens].argmax()])
             row[biases] = raw
-        if self._chain is not None:
-            llama_cpp.llama_sampler_accept(self._chain, token)
+        self.accept(token)
         return token
+
+    def draws_among(self, tokens: NDArray[np.intp]) -> bool:
+        """Whether there is anything to choose among these."""
+        return tokens.size > 1 and not (np.isneginf(self._bias_values).any() and not self._permitted(tokens).size)
 
     def _permitted(self, tokens: NDArray[np.intp]) -> NDArray[np.intp]:
         return np.setdiff1d(tokens, self._bias_tokens[np.isneginf(self._bias_values)], assume_unique=True)
 
-    def _sample_among(self, row: Row, tokens: NDArray[np.intp]) -> int:
-        """As `llama_sampler_sample`, which always takes the whole vocabulary.
+    def _apply(self, row: Row, tokens: NDArray[np.intp]) -> int:
+        """The token that the chain chooses, as `llama_sampler_sample`, which always takes the whole vocabulary.
 
         Candidates of probability 0 in place of those that are left out would make NaN of typical_p and of mirostat.
         """
-        if self._candidates is None:
+        array = self._candidate_array(row, tokens)
+        llama_cpp.llama_sampler_apply(self._chain, ctypes.byref(array))
+        return int(array.data[array.selected].id)
+
+    def _candidate_array(self, row: Row, tokens: NDArray[np.intp]) -> Any:  # noqa: ANN401 - a ctypes structure
+        if self._candidates is None or self._candidates.size < row.size:
             self._candidates = np.zeros(row.size, dtype=_CANDIDATE)
         candidates = self._candidates[: tokens.size]
         candidates["id"] = tokens
         candidates["logit"] = row[tokens]
         data = ctypes.cast(candidates.ctypes.data, llama_cpp.llama_token_data_p)
-        array = llama_cpp.llama_token_data_array(data=data, size=tokens.size, selected=-1, sorted=False)
-        llama_cpp.llama_sampler_apply(self._chain, ctypes.byref(array))
-        token = int(array.data[array.selected].id)
-        llama_cpp.llama_sampler_accept(self._chain, token)
-        return token
+        return llama_cpp.llama_token_data_array(data=data, size=tokens.size, selected=-1, sorted=False)
 
     @property
     def finished(self) -> bool:
@@ -160,7 +198,7 @@ def _truncating_samplers(sampling: Sampling, seed: int) -> Iterator[object]:
         yield llama_cpp.llama_sampler_init_top_p(sampling.top_p, 1)
     if sampling.min_p > 0:
         yield llama_cpp.llama_sampler_init_min_p(sampling.min_p, 1)
-    if sampling.xtc_probability > 0 and sampling.xtc_threshold <= 0.5:
+    if _xtc(sampling):
         yield llama_cpp.llama_sampler_init_xtc(sampling.xtc_probability, sampling.xtc_threshold, 1, seed)
     yield llama_cpp.llama_sampler_init_temp(sampling.temperature)
 
@@ -194,6 +232,10 @@ def _penalizes(sampling: Sampling) -> bool:
 
 def _dry(sampling: Sampling) -> bool:
     return sampling.dry_multiplier != 0 and sampling.dry_base >= 1 and sampling.dry_penalty_last_n != 0
+
+
+def _xtc(sampling: Sampling) -> bool:
+    return sampling.xtc_probability > 0 and sampling.xtc_threshold <= 0.5
 
 
 def _last_n(tokens: int, n_ctx: int) -> int:

@@ -11,7 +11,7 @@ import resource
 import sys
 from collections.abc import Generator, Sequence
 from importlib import metadata
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from llmvisor_runtimes import limits
 from llmvisor_runtimes.backend import LoadError, LoadProgressCallback, Progress, RequestError
@@ -32,6 +32,7 @@ from llmvisor_runtimes.structured import Constraint
 if TYPE_CHECKING:
     from llmvisor_runtimes.mlx.engine import Engine
     from llmvisor_runtimes.mlx.model import MlxModel
+    from llmvisor_runtimes.mlx.prefixes import PrefixCache
     from llmvisor_runtimes.mlx.sequence import Cache
 
 _OTHER_ENGINES = ("torch", "sentencepiece", "tensorflow", "jax")
@@ -45,12 +46,14 @@ class MlxBackend:
     """
 
     name = "mlx"
+    resumes: Literal[True] = True
 
     def __init__(self, *, alone: bool = True) -> None:
         """`alone`: the process is this backend's, and other engines' libraries are kept out of it."""
         self._alone = alone
         self._model: MlxModel | None = None
         self._engine: Engine | None = None
+        self._prefixes: PrefixCache[Cache] | None = None
         self._grammars: Grammars | None = None
 
     def version(self) -> str:
@@ -75,13 +78,20 @@ class MlxBackend:
         prefixes: PrefixCache[Cache] = PrefixCache(
             sequences_max=options.idle_sequences, bytes_max=options.idle_cache_mb * limits.bytes_per_mb
         )
-        self._model = model
+        self._model, self._prefixes = model, prefixes
         self._engine = Engine(model, model.format, prefixes)
         self._grammars = Grammars(model.vocabulary, model.format, self.apply_template)
         # What is loaded stays: the collector need not walk it again while tokens wait.
         gc.collect()
         gc.freeze()
         return model.info
+
+    def trim(self) -> None:
+        import mlx.core as mx  # noqa: PLC0415 - the engine's library
+
+        if self._prefixes is not None:
+            self._prefixes.clear()
+        mx.clear_cache()
 
     def _import_engine(self, progress: LoadProgressCallback) -> None:
         """The engine's libraries are imported here and nowhere before. Raises `LoadError`."""

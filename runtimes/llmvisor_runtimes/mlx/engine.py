@@ -117,10 +117,11 @@ class Engine:
         self._waiting += request.choices
         self._requests[request.id] = request
         self._may_admit = True
+        self._end_request(request)
 
     def delay_seconds(self) -> float | None:
         """0 where a step has something to do, None where it has nothing until a call comes."""
-        if self._cancelled or (self._may_admit and self._waiting):
+        if self._cancelled or self._done or (self._may_admit and self._waiting):
             return 0
         return 0 if any(choice.request.id not in self._paused for choice in list(self._active)) else None
 
@@ -290,6 +291,10 @@ class Engine:
         request = choice.request
         self._drop(choice)
         request.choices.remove(choice)
+        self._end_request(request)
+
+    def _end_request(self, request: Request) -> None:
+        """It is over where no choice is left."""
         if not request.choices:
             self._done.append(request.usage.done(request.id, len(request.prompt), time.perf_counter()))
             self._forget(request)

@@ -40,16 +40,18 @@ class PromptReader:
         Choices of one request share their prompt, whatever may be kept of it for others.
         """
         request = choice.request
-        fresh = len(choice.tokens) == len(request.prompt)
-        if fresh and request.prompt_cache is not None:
-            choice.cache, choice.computed = request.prompt_cache, len(choice.tokens) - 1
+        shared = None if choice.scores else request.prompt_cache
+        if shared is not None and len(choice.tokens) == len(request.prompt):
+            choice.cache, choice.computed = shared, len(choice.tokens) - 1
             return True
-        if fresh and any(other.request is request for other in reading):
+        if request.prompt_cache is None and any(other.request is request for other in reading):
             return False
-        reads_all = request.scores_prompt and not request.prompt_logprobs
-        reuse_max = 0 if reads_all or not request.generate.cache_prompt else len(choice.tokens) - 1
+        reuse_max = _reuse_max(choice)
         match = self._prefixes.match(choice.tokens, reuse_max)
         length = match.length if match else 0
+        if shared is not None and length < len(request.prompt):
+            choice.cache, choice.computed = copy.deepcopy(shared), len(request.prompt) - 1
+            return True
         if any(_is_coming(other, choice, reuse_max, length) for other in reading):
             return False
         choice.cache = copy.deepcopy(match.kept.state) if match else self._model.new_cache()
@@ -57,35 +59,48 @@ class PromptReader:
         if match and length < len(match.kept.tokens):
             trim_prompt_cache(choice.cache, len(match.kept.tokens) - length)
         if request.usage.cached_tokens is None:
-            request.usage.cached_tokens = length
+            request.usage.cached_tokens = min(length, len(request.prompt))
         return True
 
     def read(self, choice: Choice) -> int:
         """Compute the next piece of a choice's tokens; gives how many."""
         request = choice.request
-        scores = request.scores_prompt and len(request.prompt_logprobs) < len(request.prompt)
-        room = limits.scored_prompt_step_tokens if scores else self._pace.tokens()
-        start = choice.computed
-        stop = start + min(choice.unread, room)
+        start, stop = choice.computed, self._stop(choice)
         began = time.perf_counter()
         if request.usage.started_at is None:
             request.usage.started_at = began
         with mx.stream(self._stream):
             logits = self._model.model(mx.array([choice.tokens[start:stop]]), cache=choice.cache)
-            if scores:
+            if choice.scores:
                 self._score(request, start, logits[0])
+            if choice.unscored is not None and start >= choice.unscored - 1:
+                self._score_sent(choice, start, logits[0])
             mx.eval([part.state for part in choice.cache or ()])
         mx.clear_cache()
         choice.computed = stop
+        if stop == len(request.prompt) - 1 < len(choice.tokens) - 1 and len(request.choices) > 1:
+            request.prompt_cache = request.prompt_cache or copy.deepcopy(choice.cache)  # its own goes on
         self._pace.observe(stop - start, time.perf_counter() - began)
         return stop - start
+
+    def _stop(self, choice: Choice) -> int:
+        """Where the next piece ends: at most so long as its logits may be, and where others will begin."""
+        start, length = choice.computed, self._pace.tokens()
+        prompt, unscored = len(choice.request.prompt) - 1, choice.unscored
+        if choice.scores or (unscored is not None and start >= unscored - 1):
+            length = limits.scored_prompt_step_tokens
+        elif unscored is not None:
+            length = min(length, unscored - 1 - start)
+        if start < prompt and len(choice.request.choices) > 1:
+            length = min(length, prompt - start)  # the other choices go on from there
+        return start + min(choice.unread, length)
 
     def share(self, choice: Choice) -> None:
         """A choice has all it needs to enter the batch: what is computed of its prompt is there for others now."""
         request = choice.request
         if request.usage.started_at is None:
             request.usage.started_at = time.perf_counter()
-        if request.scores_prompt and not request.prompt_logprobs:
+        if choice.scores and not request.prompt_logprobs:
             self._score_first(request)
         if request.prompt_cache is not None or len(choice.tokens) != len(request.prompt):
             return
@@ -116,11 +131,27 @@ class PromptReader:
             if place == len(known) and place < len(prompt):
                 known.append(token_logprob(row, prompt[place], top, self._vocabulary))
 
+    def _score_sent(self, choice: Choice, start: int, rows: mx.array) -> None:
+        """Log-probabilities of what another worker chose, and has not sent yet; rows as for `_score`."""
+        top = choice.request.generate.logprobs or 0
+        for place, row in enumerate(as_numpy(rows), start + 1):
+            choice.set_logprob(place, token_logprob(row, choice.tokens[place], top, self._vocabulary))
+        after = start + 1 + rows.shape[0]
+        choice.unscored = after if after < len(choice.tokens) else None
+
     def _score_first(self, request: Request) -> None:
         """Nothing predicts the first token."""
         token = request.prompt[0]
         piece = self._vocabulary.written_piece(token)
         request.prompt_logprobs.append(TokenLogprob(token=token, piece=piece, logprob=None, top=[]))
+
+
+def _reuse_max(choice: Choice) -> int:
+    """Tokens that need not be computed where they are kept: those with the logits that are wanted have to be."""
+    request = choice.request
+    if not request.generate.cache_prompt or (choice.scores and not request.prompt_logprobs):
+        return 0
+    return len(choice.tokens) - 1 if choice.unscored is None else choice.unscored - 1
 
 
 def _is_coming(other: Choice, choice: Choice, reuse_max: int, length: int) -> bool:

@@ -15,6 +15,7 @@ from mlx_lm.sample_utils import greedy_sampler, make_logits_processors, make_sam
 from llmvisor_runtimes.backend import RequestError
 from llmvisor_runtimes.mlx.vocabulary import Vocabulary
 from llmvisor_runtimes.protocol import Sampling
+from llmvisor_runtimes.resumption import not_resumable
 from llmvisor_runtimes.structured import Matcher
 
 Sampler = Callable[[mx.array], mx.array]
@@ -136,6 +137,13 @@ class GrammarMask:
     def complete(self) -> bool:
         """After the tokens seen nothing may follow but the end."""
         return self._ended or self._matcher.finished
+
+    def repeat(self, tokens: list[int]) -> None:
+        """Take in what another worker wrote behind the prompt. Raises `RequestError` where that is not allowed."""
+        for token in tokens:
+            if self.complete or not self._matcher.consume(token):
+                raise not_resumable(f"the grammar does not allow token {token}, which has been sent")
+        self._seen += len(tokens)
 
     def _consume(self, context: mx.array) -> None:
         """The tokens that have come since the last call."""

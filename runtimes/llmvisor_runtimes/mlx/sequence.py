@@ -20,7 +20,8 @@ from llmvisor_runtimes.mlx.sampling import (
 )
 from llmvisor_runtimes.mlx.vocabulary import Vocabulary
 from llmvisor_runtimes.output_format import OutputFormat
-from llmvisor_runtimes.protocol import Generate, TokenLogprob
+from llmvisor_runtimes.protocol import Generate, Resumed, TokenLogprob
+from llmvisor_runtimes.resumption import ids_of_calls, sent_before
 from llmvisor_runtimes.structured import Constraint
 
 Cache = list[Any]
@@ -51,7 +52,7 @@ class Request:
 class Choice(ChoiceText):
     """One choice: it waits, its tokens are computed piece by piece, and then it decodes in the batch."""
 
-    __slots__ = ("age", "cache", "computed", "mask", "processors", "raw", "request", "sampler", "uid")
+    __slots__ = ("age", "cache", "computed", "mask", "processors", "raw", "request", "sampler", "uid", "unscored")
 
     def __init__(
         self,
@@ -66,7 +67,8 @@ class Choice(ChoiceText):
         format: OutputFormat,
     ) -> None:
         generate, prompt = request.generate, request.prompt
-        parser = format.parser(generate, prompt)
+        resumed = sent_before(generate, index)
+        parser = format.parser(generate, prompt, ids_of_calls(resumed))
         super().__init__(
             generate,
             prompt,
@@ -98,6 +100,25 @@ class Choice(ChoiceText):
             *processors,
             *([self.mask] if self.mask else []),
         ]
+        self.unscored: int | None = None
+        """The first of the tokens that another worker chose whose log-probability is still wanted."""
+        self._resume(resumed)
+
+    def _resume(self, resumed: Resumed) -> None:
+        """Go on behind what another worker has sent. Raises `RequestError`."""
+        written = self.replay(resumed)
+        if self.finish is not None:
+            return
+        if self.mask is not None:
+            self.mask.repeat(written)
+        if self.logprobs_held:
+            self.unscored = len(self.tokens) - self.logprobs_held
+
+    @property
+    def scores(self) -> bool:
+        """Log-probabilities of the prompt's tokens are still wanted of it."""
+        request = self.request
+        return request.scores_prompt and self.echo_due and len(request.prompt_logprobs) < len(request.prompt)
 
     @property
     def unread(self) -> int:
@@ -147,5 +168,6 @@ def make_request(
             constraint=constraint,
             format=format,
         )
-        request.choices.append(choice)
+        if choice.finish is None:
+            request.choices.append(choice)
     return request

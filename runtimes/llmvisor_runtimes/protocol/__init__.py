@@ -23,6 +23,7 @@ from llmvisor_runtimes.protocol.commands import (
     Score,
     SetThreads,
     Tokenize,
+    Trim,
 )
 from llmvisor_runtimes.protocol.parts import (
     MEDIA_MARKER,
@@ -49,6 +50,7 @@ from llmvisor_runtimes.protocol.parts import (
     ToolCall,
 )
 from llmvisor_runtimes.protocol.reports import (
+    Confined,
     Delta,
     Done,
     Embedding,
@@ -81,6 +83,7 @@ __all__ = [
     "ChatPrompt",
     "Close",
     "Command",
+    "Confined",
     "Delta",
     "Detokenize",
     "Done",
@@ -127,4 +130,5 @@ __all__ = [
     "ToolCall",
     "ToolCallDelta",
     "TopLogprob",
+    "Trim",
 ]

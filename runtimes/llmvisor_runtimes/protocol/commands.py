@@ -128,6 +128,10 @@ class SetThreads(Frame, frozen=True, tag="set_threads"):
     count: int
 
 
+class Trim(Frame, frozen=True, tag="trim"):
+    """Memory runs low: give up what is only kept to be faster."""
+
+
 class Close(Frame, frozen=True, tag="close"):
     """Free everything and exit 0."""
 
@@ -144,5 +148,6 @@ Command = (
     | Detokenize
     | ApplyTemplate
     | SetThreads
+    | Trim
     | Close
 )

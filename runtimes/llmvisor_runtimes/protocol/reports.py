@@ -12,6 +12,15 @@ from llmvisor_runtimes.protocol.parts import (
 )
 
 
+class Confined(Frame, frozen=True):
+    """What a worker has given up before it reads a model."""
+
+    in_force: list[str] = []
+    """`no_new_privs`, `capabilities`, `processes`, `landlock 7`, `seccomp`; `sandbox` on macOS."""
+    missing: list[str] = []
+    """What the system does not have, each with the reason."""
+
+
 class Hello(Frame, frozen=True, tag="hello"):
     """The first frame of a worker."""
 
@@ -19,6 +28,8 @@ class Hello(Frame, frozen=True, tag="hello"):
     backend: str
     backend_version: str
     pid: int
+    confined: Confined | None = None
+    """None: it was not asked to."""
 
 
 class LoadProgress(Frame, frozen=True, tag="load_progress"):
@@ -130,6 +141,8 @@ class Done(Frame, frozen=True, array_like=True):
     """Tokens that were guessed ahead."""
     accepted_tokens: int = 0
     """Of these, the ones that were right."""
+    resumed: int = 0
+    """How often it went on in another worker; filled in by the daemon."""
 
 
 class Embedding(Frame, frozen=True, array_like=True):

@@ -10,6 +10,6 @@ the calls, and after a colon that of the reasoning. `families.py` is the table o
 
 from llmvisor_runtimes.toolcalls.families import family_of, markers
 from llmvisor_runtimes.toolcalls.grammar import tool_grammar
-from llmvisor_runtimes.toolcalls.parser import make_parser
+from llmvisor_runtimes.toolcalls.parser import call_id, make_parser
 
-__all__ = ["family_of", "make_parser", "markers", "tool_grammar"]
+__all__ = ["call_id", "family_of", "make_parser", "markers", "tool_grammar"]

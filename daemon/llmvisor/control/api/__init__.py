@@ -1,6 +1,15 @@
 """The Structs that the daemon and `llmctl` share: what the management paths answer. Imports msgspec alone."""
 
 from llmvisor.control.api.answers import ErrorAnswer, ErrorBody, ListAnswer
+from llmvisor.control.api.config import (
+    ConfigChange,
+    ConfigPut,
+    ConfigStatus,
+    ConfigWait,
+    ReloadCause,
+    ReloadOutcome,
+    ReloadReport,
+)
 from llmvisor.control.api.daemon import (
     CacheCleared,
     CacheStats,
@@ -11,6 +20,9 @@ from llmvisor.control.api.daemon import (
     HealthAnswer,
     LogLevel,
     LogRecord,
+    UpgradeRequest,
+    UpgradeState,
+    UpgradeStatus,
     UsageRow,
 )
 from llmvisor.control.api.jobs import (
@@ -20,14 +32,17 @@ from llmvisor.control.api.jobs import (
     JobState,
     JobType,
 )
+from llmvisor.control.api.keys import KeyInfo, KeyMade, KeyRequest, KeyScope, KeysStatus
 from llmvisor.control.api.models import (
     BackendProbe,
     BackendStatus,
+    Confinement,
     ModelState,
     ModelStatus,
     ProgressStatus,
     RuntimeStatus,
 )
+from llmvisor.control.api.postmortems import FrameRecord, MemoryRecord, Postmortem, RequestFate, RequestRecord
 from llmvisor.control.api.registry import FoundModel, InstalledModel, RegistryModel
 
 __all__ = [
@@ -35,13 +50,19 @@ __all__ = [
     "BackendStatus",
     "CacheCleared",
     "CacheStats",
+    "ConfigChange",
     "ConfigCheckAnswer",
+    "ConfigPut",
+    "ConfigStatus",
     "ConfigValue",
+    "ConfigWait",
+    "Confinement",
     "DaemonStatus",
     "ErrorAnswer",
     "ErrorBody",
     "Event",
     "FoundModel",
+    "FrameRecord",
     "HealthAnswer",
     "InstalledModel",
     "Job",
@@ -49,13 +70,28 @@ __all__ = [
     "JobRequest",
     "JobState",
     "JobType",
+    "KeyInfo",
+    "KeyMade",
+    "KeyRequest",
+    "KeyScope",
+    "KeysStatus",
     "ListAnswer",
     "LogLevel",
     "LogRecord",
+    "MemoryRecord",
     "ModelState",
     "ModelStatus",
+    "Postmortem",
     "ProgressStatus",
     "RegistryModel",
+    "ReloadCause",
+    "ReloadOutcome",
+    "ReloadReport",
+    "RequestFate",
+    "RequestRecord",
     "RuntimeStatus",
+    "UpgradeRequest",
+    "UpgradeState",
+    "UpgradeStatus",
     "UsageRow",
 ]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
+from llmvisor.control.api.config import ConfigStatus, ReloadReport
 from llmvisor.control.api.jobs import Job
 from llmvisor.control.api.models import RuntimeStatus
 
@@ -34,6 +35,31 @@ class CacheCleared(msgspec.Struct, frozen=True):
     """Answers that were kept."""
 
 
+UpgradeState = Literal["none", "checking", "waiting", "failed"]
+
+
+class UpgradeStatus(msgspec.Struct, frozen=True):
+    """How the last upgrade in place fares. One that has succeeded shows as `none`, and in `completed`."""
+
+    state: UpgradeState = "none"
+    """checking: the new program is tried; waiting: requests and loads finish first; failed: the old one goes on."""
+    attempts: int = 0
+    """How often this process was asked to upgrade."""
+    completed: int = 0
+    """How often it did."""
+    reason: str | None = None
+    """What it waits for, or why it failed."""
+
+
+class UpgradeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`POST /restart`."""
+
+    timeout_seconds: Annotated[float, msgspec.Meta(ge=0, le=86_400)] | None = None
+    """How long to wait for all that runs; None takes `server.upgrade_timeout`."""
+    force: bool = False
+    """End what still runs then with an error, rather than give the upgrade up."""
+
+
 class DaemonStatus(msgspec.Struct, frozen=True):
     """`GET /llm/status`: all that `llmctl status` shows, in one answer."""
 
@@ -55,6 +81,9 @@ class DaemonStatus(msgspec.Struct, frozen=True):
     log_dropped: int
     runtimes: list[RuntimeStatus]
     jobs: list[Job]
+    upgrade: UpgradeStatus = UpgradeStatus()
+    config: ConfigStatus = ConfigStatus()
+    """How what holds compares with what the files say."""
 
 
 class UsageRow(msgspec.Struct, frozen=True):
@@ -92,9 +121,10 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     """A state change, on `GET /events`."""
 
     time: str
-    kind: Literal["runtime", "job", "daemon"]
+    kind: Literal["runtime", "job", "daemon", "config"]
     runtime: RuntimeStatus | None = None
     job: Job | None = None
+    config: ReloadReport | None = None
     message: str | None = None
 
 

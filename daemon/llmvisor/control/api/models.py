@@ -45,6 +45,9 @@ class ModelStatus(msgspec.Struct, frozen=True):
     """What its file promises, as long as no worker has told `capabilities`."""
     chat_template_sha256: str | None = None
     memory_estimated: int | None = None
+    """What its next load is taken to need: by earlier loads where there were some, else by its file."""
+    memory_measured: int | None = None
+    """The most that workers have taken with these options."""
     loaded_at: str | None = None
     created: int = 0
     """Unix seconds: the file's own date."""
@@ -92,6 +95,18 @@ class RuntimeStatus(msgspec.Struct, frozen=True):
     """The last lines of stderr of the worker that crashed."""
     backend_version: str | None = None
     load_seconds: float | None = None
+    sandbox: list[str] | None = None
+    """What holds the worker back: `no_new_privs`, `landlock 7`, `seccomp`, …; None = nothing, or there is no worker."""
+    sandbox_missing: list[str] = []
+    """What the system does not have of it, each with the reason."""
+
+
+class Confinement(msgspec.Struct, frozen=True):
+    """What `python -m llmvisor_runtimes.confinement` prints."""
+
+    in_force: list[str] = []
+    missing: list[str] = []
+    """What the system does not have, each with the reason."""
 
 
 class BackendProbe(msgspec.Struct, frozen=True):

@@ -48,6 +48,8 @@ class Timings(msgspec.Struct):
     draft_n: int | msgspec.UnsetType = msgspec.UNSET
     """Tokens that were guessed ahead, by llama.cpp's name; left out where none were."""
     draft_n_accepted: int | msgspec.UnsetType = msgspec.UNSET
+    resumed: int | msgspec.UnsetType = msgspec.UNSET
+    """How often another worker went on with it; left out where none had to."""
 
 
 def total(done: list[Done]) -> Done:
@@ -61,6 +63,7 @@ def total(done: list[Done]) -> Done:
         predicted_ms=sum(one.predicted_ms for one in done),
         drafted_tokens=sum(one.drafted_tokens for one in done),
         accepted_tokens=sum(one.accepted_tokens for one in done),
+        resumed=sum(one.resumed for one in done),
     )
 
 
@@ -85,6 +88,7 @@ def timings(done: Done) -> Timings:
         predicted_per_second=_per_second(done.completion_tokens, done.predicted_ms),
         draft_n=done.drafted_tokens or msgspec.UNSET,
         draft_n_accepted=done.accepted_tokens if done.drafted_tokens else msgspec.UNSET,
+        resumed=done.resumed or msgspec.UNSET,
     )
 
 

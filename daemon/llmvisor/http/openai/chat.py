@@ -27,7 +27,8 @@ from llmvisor.http.openai.messages import Fetched, Messages, TemplateKwargs, cha
 from llmvisor.http.openai.request import GenerationFields, MaxTokens, Top, check_capable
 from llmvisor.http.openai.tools import ToolChoice, ToolSpecs, tool_use
 from llmvisor.http.sse import EventStream
-from llmvisor.services.service import CacheUse, Generation, Stream
+from llmvisor.http.terms import terms_of
+from llmvisor.services.service import DEFAULT_TERMS, CacheUse, Generation, Stream, Terms
 
 
 class ChatRequest(GenerationFields, kw_only=True):
@@ -48,7 +49,13 @@ class ChatRequest(GenerationFields, kw_only=True):
     functions: list[msgspec.Raw] | None = None
     function_call: msgspec.Raw = msgspec.Raw()
 
-    def generation(self, request_id: str, cache: CacheUse = "use", fetched: Fetched | None = None) -> Generation:
+    def generation(
+        self,
+        request_id: str,
+        cache: CacheUse = "use",
+        fetched: Fetched | None = None,
+        terms: Terms = DEFAULT_TERMS,
+    ) -> Generation:
         """`fetched` is what `remote_media` named. Raises `InvalidRequest`, `UnsupportedOperation`."""
         self._check_supported()
         use = tool_use(self.tools, self.tool_choice, parallel=self.parallel_tool_calls is not False)
@@ -78,6 +85,7 @@ class ChatRequest(GenerationFields, kw_only=True):
             grammar=asked.grammar if asked else None,
             adapters=self.adapter_scales(),
             speculative=self.speculative,
+            terms=terms,
         )
 
     def needs(self) -> Iterator[tuple[str, str]]:
@@ -150,8 +158,9 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     """A conversation, continued."""
     front = request.app[FRONT]
     asked = await read_struct(request, _DECODER, front.settings)
+    terms = terms_of(request)
     fetched = await _fetched(front, asked)
-    generation = asked.generation(request[REQUEST_ID], cache_use(request.headers), fetched)
+    generation = asked.generation(request[REQUEST_ID], cache_use(request.headers), fetched, terms)
     model = await front.model(asked.model, capability="chat")
     check_capable(model, asked.needs())
     request[MODEL] = model
@@ -222,5 +231,5 @@ async def _answer_stream(
         await events.write(chunks.last(done) + DONE_EVENT)
 
     return await answer_events(
-        request, front, lambda: serving_headers(model, [stream] if chunks.begun else []), produce
+        request, front, lambda: serving_headers(model, [stream] if chunks.begun else []), produce, stream.waits_for
     )

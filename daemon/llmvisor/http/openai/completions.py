@@ -22,14 +22,15 @@ from llmvisor.http.cache_control import cache_use
 from llmvisor.http.choice import Choice, finish_reason
 from llmvisor.http.decode import BodyDecoder
 from llmvisor.http.front import FRONT, MODEL, REQUEST_ID, Front
-from llmvisor.http.generation import answer_events, collect, finished, pump, serving_headers
+from llmvisor.http.generation import answer_events, collect, finished, first_wait, pump, serving_headers
 from llmvisor.http.openai.answers import Timings, Usage, system_fingerprint, timings, total, usage
 from llmvisor.http.openai.chat_stream import DONE_EVENT
 from llmvisor.http.openai.completions_stream import CompletionChunks, CompletionHead
 from llmvisor.http.openai.logprobs import LegacyLogprobs, LegacyLogprobsWriter
 from llmvisor.http.openai.request import Choices, GenerationFields, TokenId, Top, check_capable
 from llmvisor.http.sse import EventStream
-from llmvisor.services.service import CacheUse, Generation, Stream
+from llmvisor.http.terms import terms_of
+from llmvisor.services.service import DEFAULT_TERMS, CacheUse, Generation, Stream, Terms
 from llmvisor_runtimes.protocol import Done, InfillPrompt, Prompt, TextPrompt, TokenPrompt
 
 T = TypeVar("T")
@@ -46,7 +47,9 @@ class CompletionRequest(GenerationFields, kw_only=True):
     best_of: Choices | None = None
     suffix: str | None = None
 
-    def generations(self, request_id: str, cache: CacheUse = "use") -> list[Generation]:
+    def generations(
+        self, request_id: str, cache: CacheUse = "use", terms: Terms = DEFAULT_TERMS
+    ) -> list[Generation]:
         """One for each prompt. Raises `InvalidRequest`, `UnsupportedOperation`."""
         self._check()
         asked = self.asked_grammar
@@ -66,6 +69,7 @@ class CompletionRequest(GenerationFields, kw_only=True):
             adapters=self.adapter_scales(),
             speculative=self.speculative,
             cache=cache,
+            terms=terms,
         )
         return [msgspec.structs.replace(template, prompt=prompt) for prompt in self.prompts()]
 
@@ -137,7 +141,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
     """Texts, continued. Several prompts run side by side."""
     front = request.app[FRONT]
     asked = await read_struct(request, _DECODER, front.settings)
-    generations = asked.generations(request[REQUEST_ID], cache_use(request.headers))
+    generations = asked.generations(request[REQUEST_ID], cache_use(request.headers), terms_of(request))
     model = await front.model(asked.model, capability="completions")
     check_capable(model, asked.needs())
     request[MODEL] = model
@@ -190,11 +194,13 @@ async def _answer_stream(
     front = request.app[FRONT]
     n = asked.n or 1
     begun: list[Stream] = []
+    streams: list[Stream] = []
 
     async def produce(events: EventStream) -> None:
         async def one(numbered: tuple[int, Generation]) -> Done:
             number, generation = numbered
             stream = front.service.generate(model.name, generation)
+            streams.append(stream)
             chunks = CompletionChunks(
                 head,
                 first_index=number * n,
@@ -210,7 +216,9 @@ async def _answer_stream(
             done = await side_by_side(one, list(enumerate(generations)))
         await events.write((head.usage_event(total(done)) if asked.include_usage() else b"") + DONE_EVENT)
 
-    return await answer_events(request, front, lambda: serving_headers(model, begun), produce)
+    return await answer_events(
+        request, front, lambda: serving_headers(model, begun), produce, lambda: first_wait(streams)
+    )
 
 
 async def side_by_side(call: Callable[[T], Coroutine[Any, Any, R]], items: list[T]) -> list[R]:

@@ -93,7 +93,7 @@ async def embeddings(request: web.Request) -> web.Response:
                 kinds=kinds,
                 truncate=bool(asked.truncate),
                 lane=asked.lane(request, len(inputs)),
-                client=asked.client(request),
+                terms=asked.terms(request),
                 keep_alive_seconds=asked.keep_alive_seconds(),
                 cache=cache_use(request.headers),
             ),

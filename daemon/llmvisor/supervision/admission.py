@@ -1,0 +1,214 @@
+"""Gives models that load their memory, one after another, and asks others to make room: what `evict.py` decides.
+
+Nothing here changes a model's state: who is to go is asked to unload, as by a person, and its memory counts as free
+once its process is gone. A load that waits holds nothing; it ends with the memory, with a refusal, or because its
+runtime has been told to stop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import msgspec
+
+from llmvisor import limits
+from llmvisor.clock import Clock
+from llmvisor.config.tree import Memory, ModelConfig
+from llmvisor.log import get_logger
+from llmvisor.supervision.alarm import Alarm
+from llmvisor.supervision.arrivals import Arrivals
+from llmvisor.supervision.cpu import exchange
+from llmvisor.supervision.evict import Decision, Load, Resident, Room, decide
+from llmvisor.supervision.memory import MemoryBudget, size_text
+from llmvisor.supervision.state import State
+
+_log = get_logger(__name__)
+
+
+class Occupant(Protocol):
+    """A runtime, as far as its memory is concerned."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+    @property
+    def state(self) -> State: ...
+
+    @property
+    def in_flight(self) -> int: ...
+
+    @property
+    def load_is_wanted(self) -> bool:
+        """Whether a request or the configuration waits for the model to be loaded."""
+        ...
+
+    @property
+    def ready_at(self) -> float:
+        """When it was last loaded."""
+        ...
+
+    @property
+    def active_at(self) -> float: ...
+
+    def unload(self) -> None: ...
+
+    def abandon_load(self) -> None: ...
+
+
+class _Waiting:
+    """A load without its memory."""
+
+    def __init__(self, load: Load) -> None:
+        self.load = load
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+
+class Admission:
+    """`occupants` are all runtimes by the key that their memory is held under."""
+
+    def __init__(
+        self,
+        budget: MemoryBudget,
+        *,
+        occupants: Callable[[], Mapping[str, Occupant]],
+        reload_seconds: Callable[[str], float],
+        settings: Callable[[], Memory],
+        arrivals: Arrivals,
+        clock: Clock,
+    ) -> None:
+        self._budget = budget
+        self._occupants = occupants
+        self._reload_seconds = reload_seconds
+        self._settings = settings
+        self._arrivals = arrivals
+        self._clock = clock
+        self._waiting: list[_Waiting] = []
+        self._admitted_at: dict[str, float] = {}
+        self._alarm = Alarm(clock, self.changed)
+        self._looks_soon = False
+
+    @property
+    def waiting(self) -> list[str]:
+        """Who waits for memory, in order."""
+        return [waiting.load.key for waiting in self._waiting]
+
+    async def admit(self, key: str, needed_bytes: int | None) -> None:
+        """Wait until this memory is set aside for a model that loads; None needs none that anybody knows of.
+
+        Returns without it once its runtime has been told to stop. Raises `InsufficientMemory`.
+        """
+        if needed_bytes is None:
+            return
+        now = self._clock.monotonic()
+        machine_deadline = now + limits.machine_memory_wait_seconds
+        waiting = _Waiting(Load(key, needed_bytes, now, now + self._settings().wait_timeout, machine_deadline))
+        self._waiting.append(waiting)
+        try:
+            self._look()
+            await waiting.done
+        finally:
+            self._forget(waiting)
+
+    def exchange(self, mine: str, other: str) -> None:
+        """Two runtimes have changed their keys."""
+        exchange(self._admitted_at, mine, other)
+        keys = {mine: other, other: mine}
+        for waiting in self._waiting:
+            waiting.load = msgspec.structs.replace(waiting.load, key=keys.get(waiting.load.key, waiting.load.key))
+
+    def changed(self) -> None:
+        """Something that matters is otherwise now: look again, soon."""
+        if self._waiting and not self._looks_soon:
+            self._looks_soon = True
+            asyncio.get_running_loop().call_soon(self._look)
+
+    def residents(self, now: float) -> list[Resident]:
+        """Who has memory."""
+        occupants = self._occupants()
+        return [self._resident(key, occupants.get(key), now) for key in self._budget.holders()]
+
+    def _look(self) -> None:
+        self._looks_soon = False
+        occupants = self._occupants()
+        for waiting in self._waiting[:]:
+            self._drop_unwanted(waiting, occupants.get(waiting.load.key))
+        now = self._clock.monotonic()
+        decision = decide(
+            [waiting.load for waiting in self._waiting],
+            self.residents(now),
+            Room(self._budget.free_bytes(), self._budget.limit_bytes, self._budget.attainable_bytes()),
+            now=now,
+            min_residency_seconds=self._settings().min_residency,
+        )
+        self._carry_out(decision, occupants, now)
+
+    def _carry_out(self, decision: Decision, occupants: Mapping[str, Occupant], now: float) -> None:
+        by_key = {waiting.load.key: waiting for waiting in self._waiting}
+        for key in decision.admit:
+            self._budget.reserve(key, by_key[key].load.needed_bytes)
+            self._admitted_at[key] = now
+            self._end(by_key[key], now)
+        for refusal in decision.refuse:
+            waiting = by_key[refusal.key]
+            waited = None if refusal.never else now - waiting.load.since
+            error = self._budget.refusal(waiting.load.needed_bytes, waited_seconds=waited)
+            self._forget(waiting)
+            if not waiting.done.done():
+                waiting.done.set_exception(error)
+        # Of what other programs give back nobody tells.
+        self._alarm.set(decision.wake_at, now + limits.memory_look_seconds if self._waiting else None)
+        for key in [*decision.evict, *decision.yield_]:
+            wanted_by = ", ".join(self.waiting)
+            size = size_text(self._budget.held_bytes(key))
+            verb = "evicted" if key in decision.evict else "yields: what runs finishes"
+            _log.info(f"{verb}, to make room", model=key, memory=size, wanted_by=wanted_by)
+            occupants[key].unload()
+
+    def _drop_unwanted(self, waiting: _Waiting, occupant: Occupant | None) -> None:
+        if occupant is None:
+            return
+        if occupant.state is State.LOADING and not occupant.load_is_wanted:
+            occupant.abandon_load()
+        if occupant.state is State.STOPPING:
+            self._end(waiting, self._clock.monotonic())
+
+    def _end(self, waiting: _Waiting, now: float) -> None:
+        self._forget(waiting)
+        if not waiting.done.done():
+            waiting.done.set_result(None)
+        waited = now - waiting.load.since
+        if waited > 0:
+            _log.debug("waited for memory", model=waiting.load.key, seconds=round(waited, 2))
+
+    def _forget(self, waiting: _Waiting) -> None:
+        if waiting in self._waiting:
+            self._waiting.remove(waiting)
+            if self._waiting:
+                self.changed()
+            else:
+                self._alarm.set(None)
+
+    def _load_took(self, key: str, ready_at: float) -> float | None:
+        """From the memory that it got to its first request, with all that an engine takes to start."""
+        admitted_at = self._admitted_at.get(key)
+        return ready_at - admitted_at if admitted_at is not None and ready_at > admitted_at else None
+
+    def _resident(self, key: str, occupant: Occupant | None, now: float) -> Resident:
+        held = self._budget.held_bytes(key)
+        if occupant is None or occupant.state is State.LOADING:
+            # One that nobody knows is about to be: nothing can be asked of it yet.
+            return Resident(key, held, "loading", pinned=occupant is not None and occupant.config.pinned)
+        if occupant.state is not State.READY:
+            return Resident(key, held, "leaving")
+        return Resident(
+            key,
+            held,
+            "busy" if occupant.in_flight else "idle",
+            pinned=occupant.config.pinned,
+            ready_at=occupant.ready_at,
+            reload_seconds=self._load_took(key, occupant.ready_at) or self._reload_seconds(key),
+            uses_per_second=self._arrivals.per_second(key, now),
+            used_at=occupant.active_at,
+        )

@@ -1,0 +1,115 @@
+"""What a run of the daemon begins with, where an earlier run of the same process left something."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import MutableMapping
+from contextlib import suppress
+
+import msgspec
+
+from llmvisor.config.tree import Config
+from llmvisor.http.connection_handover import ConnectionHandover
+from llmvisor.supervision.adopt import children_but, end_children
+from llmvisor.supervision.handover import RuntimeHandover
+from llmvisor.upgrade.fault import fail_on_purpose, is_wanted
+from llmvisor.upgrade.memory_file import read_memory_file
+from llmvisor.upgrade.preflight import PREFLIGHT_VARIABLE
+from llmvisor.upgrade.reexec import STATE_VARIABLE
+from llmvisor.upgrade.state import (
+    DaemonHandover,
+    Envelope,
+    ListenerHandover,
+    StateRefused,
+    decode_state,
+    open_envelope,
+)
+
+
+class Inheritance(msgspec.Struct, frozen=True):
+    """Without an envelope the daemon just starts. Without a state its workers are new: those that were are gone."""
+
+    envelope: Envelope | None = None
+    state: DaemonHandover | None = None
+    problem: str | None = None
+    """Why it could not go on with all that was left."""
+
+    @property
+    def runtimes(self) -> list[RuntimeHandover]:
+        return [] if self.state is None else self.state.runtimes
+
+    @property
+    def listeners(self) -> list[ListenerHandover]:
+        return [] if self.envelope is None else self.envelope.listeners
+
+    @property
+    def connections(self) -> list[ConnectionHandover]:
+        return [] if self.envelope is None else self.envelope.connections
+
+    @property
+    def lock_fd(self) -> int | None:
+        return None if self.envelope is None else self.envelope.lock_fd
+
+    @property
+    def upgrades(self) -> int:
+        """How often this process has been upgraded."""
+        return 0 if self.state is None else self.state.upgrades
+
+
+def inherit(environ: MutableMapping[str, str]) -> Inheritance:
+    """What the environment names, and names no longer after this."""
+    name = environ.pop(STATE_VARIABLE, None)
+    if name is None:
+        return Inheritance()
+    envelope, state, problem = None, None, None
+    try:
+        envelope = _read(name, pid=os.getpid())
+        fail_on_purpose(environ, "state", StateRefused("a fault on purpose"))
+        state = decode_state(envelope)
+        if is_wanted(environ, "protocol"):
+            state = msgspec.structs.replace(state, protocol_version=0)
+    except (StateRefused, OSError, ValueError) as error:
+        problem = str(error)
+    for fd in [name, *(envelope.worker_fds if envelope is not None and state is None else [])]:
+        with suppress(OSError, ValueError):
+            os.close(int(fd))
+    end_children(children_but([] if state is None else [one.worker.pid for one in state.runtimes]))
+    return Inheritance(envelope, state, problem)
+
+
+def _read(name: str, *, pid: int) -> Envelope:
+    """Raises `StateRefused`, OSError, ValueError."""
+    envelope = open_envelope(read_memory_file(int(name)))
+    if envelope.pid != pid:
+        raise StateRefused(f"the state is that of process {envelope.pid}")
+    return envelope
+
+
+def is_preflight(environ: MutableMapping[str, str]) -> bool:
+    """Whether this process is the trial of a new program."""
+    return PREFLIGHT_VARIABLE in environ
+
+
+def answer_preflight(environ: MutableMapping[str, str], config: Config) -> int:
+    """The exit code of the trial: 0 where this program can go on with the state. The reason goes to stderr."""
+    try:
+        fail_on_purpose(environ, "preflight", StateRefused("a fault on purpose"))
+        while is_wanted(environ, "hang"):
+            signal.pause()
+        envelope = _read(environ.get(STATE_VARIABLE, ""), pid=os.getppid())
+        decode_state(envelope)
+        _check(envelope, config)
+    except (StateRefused, OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return os.EX_CONFIG
+    return os.EX_OK
+
+
+def _check(envelope: Envelope, config: Config) -> None:
+    """Raises `StateRefused` where the configuration wants what only a full restart brings."""
+    activated = any(listener.kind == "unix" and listener.handed_over for listener in envelope.listeners)
+    wanted = config.control.socket or ""
+    if not activated and wanted != envelope.socket_path:
+        raise StateRefused(f"control.socket is {wanted} now, and {envelope.socket_path} is open: restart it in full")

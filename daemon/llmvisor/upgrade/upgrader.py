@@ -1,0 +1,174 @@
+"""An upgrade in place: tried, begun once everything has come to rest, given up where that takes too long.
+
+    checking ─▶ waiting ─▶ (executed anew)          nothing is lost on the way back from either
+        └──────────┴─────▶ failed: the old program goes on
+
+While it waits, streams go on, new connections wait in the backlog, and so does what is asked over those that are kept
+alive: the next run answers them. The control socket is served until the last moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import os
+from collections.abc import Callable
+
+from llmvisor import limits
+from llmvisor.control.api import UpgradeState, UpgradeStatus
+from llmvisor.errors import Conflict, ShuttingDown
+from llmvisor.log import get_logger
+from llmvisor.upgrade.fault import fail_on_purpose
+from llmvisor.upgrade.house import House
+from llmvisor.upgrade.memory_file import write_memory_file
+from llmvisor.upgrade.preflight import preflight
+from llmvisor.upgrade.reexec import STATE_VARIABLE, command, execute
+from llmvisor.upgrade.state import Envelope, encode_envelope
+
+_log = get_logger(__name__)
+
+
+class UpgradeFailed(Exception):
+    """The old program goes on, for this reason."""
+
+
+class Upgrader:
+    """`tell` is called with a line for people whenever something changes."""
+
+    def __init__(
+        self, house: House, *, upgrades: int = 0, problem: str | None = None, tell: Callable[[str], None]
+    ) -> None:
+        self._house = house
+        self._tell = tell
+        self._task: asyncio.Task[None] | None = None
+        self._attempts = upgrades
+        # The last run's upgrade came here, but for what it had left.
+        self.status = UpgradeStatus("failed" if problem else "none", upgrades, upgrades, problem)
+
+    @property
+    def under_way(self) -> bool:
+        return self._task is not None
+
+    def request(self, *, timeout_seconds: float | None = None, force: bool = False) -> UpgradeStatus:
+        """Begin one. It waits for so long until all has come to rest, then is given up, or ends what runs by force.
+
+        Raises `Conflict` where one is under way.
+        """
+        if self._task is not None:
+            raise Conflict("an upgrade is under way already", hint="`llmctl status` shows what it waits for")
+        seconds = self._house.upgrade_timeout_seconds if timeout_seconds is None else timeout_seconds
+        self._attempts += 1
+        self._show("checking")
+        # In a context of its own: what is logged of it is not the request's that asked for it.
+        self._task = asyncio.get_running_loop().create_task(
+            self._run(seconds, force=force), name="upgrade", context=contextvars.Context()
+        )
+        self._task.add_done_callback(self._ended)
+        return self.status
+
+    async def close(self) -> None:
+        """The daemon ends, and that wins."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    # ------------------------------------------------------------------------------------------------ its course
+
+    async def _run(self, seconds: float, *, force: bool) -> None:
+        try:
+            await self._try_out()
+            await self._exchange(seconds, force=force)
+        except UpgradeFailed as failure:
+            self._show("failed", str(failure))
+            self._tell(f"upgrade failed: {failure}")
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._task = None
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("the upgrade failed by a bug of ours", exc_info=error)
+            self._show("failed", f"a bug of ours: {error!r}")
+
+    async def _try_out(self) -> None:
+        """Raises `UpgradeFailed`."""
+        self._tell("upgrade: trying the new program")
+        fd = self._write(self._house.hand_over_trial(self.status.completed + 1))
+        try:
+            problem = await preflight(command(), self._environment(), fd)
+        finally:
+            os.close(fd)
+        if problem is not None:
+            raise UpgradeFailed(problem)
+
+    async def _exchange(self, seconds: float, *, force: bool) -> None:
+        """Raises `UpgradeFailed`; does not come back otherwise."""
+        house = self._house
+        house.notifier.reloading()
+        self._show("waiting", "everything to come to rest")
+        try:
+            await house.hold()
+            await self._rest(seconds, force=force)
+            self._execute()
+        except UpgradeFailed:
+            await house.release()
+            house.notifier.ready()
+            raise
+        except asyncio.CancelledError:
+            await house.release()  # who waits is told that the daemon ends
+            raise
+
+    async def _rest(self, seconds: float, *, force: bool) -> None:
+        """Wait until nothing is under way. Raises `UpgradeFailed`."""
+        house, loop = self._house, asyncio.get_running_loop()
+        ends_at = loop.time() + seconds
+        try:
+            async with asyncio.timeout_at(ends_at):
+                await self._wait(house.unrest)
+        except TimeoutError:
+            if not force:
+                raise UpgradeFailed(f"after {seconds:g} s {house.unrest()}") from None
+            house.end_requests(ShuttingDown("the daemon is being upgraded"))
+        try:
+            async with asyncio.timeout_at(max(ends_at, loop.time() + limits.upgrade_last_seconds_max)):
+                await self._wait(house.unrest)
+                await house.stop_the_rest()
+                await self._wait(house.last_unrest)
+        except TimeoutError:
+            raise UpgradeFailed(f"at last {house.last_unrest()}") from None
+
+    async def _wait(self, unrest: Callable[[], str | None]) -> None:
+        while (waits_for := unrest()) is not None:
+            if waits_for != self.status.reason:
+                self._show("waiting", waits_for)
+            await asyncio.sleep(limits.upgrade_poll_seconds)
+
+    def _execute(self) -> None:
+        """From here on nothing may be awaited: what is handed over is what there is."""
+        house = self._house
+        if (unrest := house.last_unrest()) is not None:
+            raise UpgradeFailed(f"in the last moment {unrest}")
+        self._tell("upgrade: executing the new program")
+        envelope = house.hand_over(self.status.completed + 1)
+        fd = self._write(envelope)
+        house.logs.flush(seconds_max=limits.upgrade_log_flush_seconds_max)
+        try:
+            fail_on_purpose(os.environ, "exec", OSError("a fault on purpose"))
+            execute(command(), {**self._environment(), STATE_VARIABLE: str(fd)}, [fd, *envelope.fds])
+        except OSError as error:
+            raise UpgradeFailed(f"the program could not be executed: {error}") from error
+        finally:
+            os.close(fd)
+
+    # ------------------------------------------------------------------------------------------------ its parts
+
+    def _environment(self) -> dict[str, str]:
+        return {**os.environ, **self._house.notifier.variables}
+
+    def _write(self, envelope: Envelope) -> int:
+        """Raises `UpgradeFailed`."""
+        try:
+            return write_memory_file(encode_envelope(envelope))
+        except OSError as error:
+            raise UpgradeFailed(f"the state cannot be written: {error}") from error
+
+    def _show(self, state: UpgradeState, reason: str | None = None) -> None:
+        self.status = UpgradeStatus(state, self._attempts, self.status.completed, reason)

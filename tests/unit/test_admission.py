@@ -1,0 +1,205 @@
+"""Loads that wait for memory: what becomes of them, and what is asked of whom."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from tests.support.fake_worker import FakeClock
+
+from llmvisor.config.tree import Memory, ModelConfig
+from llmvisor.errors import InsufficientMemory
+from llmvisor.supervision.admission import Admission
+from llmvisor.supervision.arrivals import Arrivals
+from llmvisor.supervision.memory import MemoryBudget
+from llmvisor.supervision.state import State
+
+pytestmark = pytest.mark.usefixtures("leak_check")
+
+
+class Fake:
+    """A runtime as admission sees it; `gone` is its process's end."""
+
+    def __init__(self, *, pinned: bool = False) -> None:
+        self.config = ModelConfig(backend="mock", pinned=pinned)
+        self.state = State.STOPPED
+        self.in_flight = 0
+        self.load_is_wanted = True
+        self.ready_at = 0.0
+        self.active_at = 0.0
+        self.calls: list[str] = []
+
+    def unload(self) -> None:
+        self.calls.append("unload")
+        self.state = State.DRAINING if self.in_flight else State.STOPPING
+
+    def abandon_load(self) -> None:
+        self.calls.append("abandon")
+        self.state = State.STOPPING
+
+
+class World:
+    """Ten bytes for everybody."""
+
+    def __init__(self, **settings: float) -> None:
+        self.clock = FakeClock()
+        self.available = 100
+        self.budget = MemoryBudget(10, available=lambda: self.available)
+        self.models = {name: Fake() for name in "abcd"}
+        self.admission = Admission(
+            self.budget,
+            occupants=lambda: self.models,
+            reload_seconds=lambda _: 1.0,
+            settings=lambda: Memory(**settings),  # pyright: ignore[reportArgumentType]
+            arrivals=Arrivals(600),
+            clock=self.clock,
+        )
+
+    async def load(self, name: str, size: int) -> None:
+        self.models[name].state = State.LOADING
+        await self.admission.admit(name, size)
+
+    def loaded(self, name: str, size: int, *, busy: bool = False) -> Fake:
+        """One that has been loaded for long."""
+        self.budget.reserve(name, size)
+        model = self.models[name]
+        model.state, model.in_flight = State.READY, int(busy)
+        return model
+
+    def gone(self, name: str) -> None:
+        self.models[name].state = State.STOPPED
+        self.budget.release(name)
+        self.admission.changed()
+
+
+async def settle() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_load_waits_until_the_memory_is_really_back() -> None:
+    """Not only until the other one has been told to go."""
+    world = World()
+    other = world.loaded("a", 8)
+    load = asyncio.create_task(world.load("b", 5))
+    await settle()
+    assert (other.calls, load.done()) == (["unload"], False)
+    world.gone("a")
+    await load
+    assert world.budget.held_bytes("b") == 5
+
+
+async def test_loads_end_in_their_order() -> None:
+    """Each gets its memory before the next one is looked at."""
+    world = World()
+    world.loaded("a", 10)
+    ended: list[str] = []
+
+    async def load(name: str, size: int) -> None:
+        await world.load(name, size)
+        ended.append(name)
+
+    tasks = [asyncio.create_task(load(name, size)) for name, size in (("b", 4), ("c", 6), ("d", 1))]
+    await settle()
+    assert world.admission.waiting == ["b", "c", "d"]
+    world.gone("a")
+    await settle()
+    assert ended == ["b", "c"]
+    tasks[2].cancel()
+    await asyncio.wait(tasks)
+    assert world.admission.waiting == []
+
+
+async def test_load_that_nobody_wants_any_more_is_given_up_and_evicts_nobody() -> None:
+    """Its clients have gone while it waited."""
+    world = World()
+    busy = world.loaded("a", 10, busy=True)
+    load = asyncio.create_task(world.load("b", 5))
+    await settle()
+    world.models["b"].load_is_wanted = False
+    busy.in_flight = 0
+    world.admission.changed()
+    await load
+    assert (world.models["b"].calls, busy.calls) == (["abandon"], [])
+    assert world.budget.held_bytes("b") == 0
+
+
+async def test_load_that_is_told_to_stop_ends_at_once_without_memory() -> None:
+    """By a person, or because the daemon ends."""
+    world = World()
+    world.loaded("a", 10, busy=True)
+    load = asyncio.create_task(world.load("b", 5))
+    await settle()
+    world.models["b"].state = State.STOPPING
+    world.admission.changed()
+    await load
+    assert world.budget.holders() == ["a"]
+
+
+async def test_model_in_use_is_not_asked_to_unload_before_its_time() -> None:
+    """And is then, once, however often something changes."""
+    world = World(min_residency=10)
+    busy = world.loaded("a", 10, busy=True)
+    load = asyncio.create_task(world.load("b", 5))
+    await settle()
+    assert busy.calls == []
+    world.clock.at += 10
+    for _ in range(3):
+        world.admission.changed()
+        await settle()
+    assert (busy.calls, busy.state) == (["unload"], State.DRAINING)
+    world.gone("a")
+    await load
+
+
+async def test_refusal_comes_at_the_deadline_and_says_who_holds_the_memory() -> None:
+    """A load in vain leaves nothing behind, and the next one is looked at."""
+    world = World(wait_timeout=30, min_residency=1000)
+    world.loaded("a", 7, busy=True)
+    load = asyncio.create_task(world.load("b", 5))
+    await settle()
+    world.clock.at += 10
+    small = asyncio.create_task(world.load("c", 3))
+    await settle()
+    assert not small.done()
+    world.clock.at += 20
+    world.admission.changed()
+    with pytest.raises(InsufficientMemory, match=r"held by a .* within 30 s"):
+        await load
+    await small
+    assert world.admission.waiting == []
+
+
+async def test_memory_of_other_programs_is_looked_for_though_nobody_tells() -> None:
+    """The clock stands still here: the real one makes it look each second."""
+    world = World()
+    world.available = 3
+    load = asyncio.create_task(world.load("b", 5))
+    await settle()
+    assert not load.done()
+    world.available = 50
+    async with asyncio.timeout(5):
+        await load
+
+
+async def test_runtime_that_takes_another_key_while_it_waits_gets_its_memory_under_that() -> None:
+    """As when a model is taken out of the configuration and its runtime finishes beside the next one."""
+    world = World()
+    world.loaded("a", 10)
+    load = asyncio.create_task(world.load("b", 5))
+    await settle()
+    world.models["b#2"] = world.models.pop("b")
+    world.admission.exchange("b", "b#2")
+    world.gone("a")
+    await load
+    assert world.budget.holders() == ["b#2"]
+
+
+async def test_pinned_model_is_never_asked() -> None:
+    """Whoever cannot have its memory is told at once."""
+    world = World()
+    world.models["a"] = Fake(pinned=True)
+    pinned = world.loaded("a", 8)
+    with pytest.raises(InsufficientMemory, match="held by a"):
+        await world.load("b", 5)
+    assert pinned.calls == []
