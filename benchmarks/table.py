@@ -29,8 +29,8 @@ Where the time goes:
   with the tokenizing of the job.
 - Resumed stream: the bare process has to start, import, load and compute as well; beside that the daemon notices the
   death and starts the worker, whose own modules are imported, and the token passes two pipes and HTTP.
-- Swap: the other worker's end, which is told to close and frees its memory in about 50 ms, and the decision; both are
-  small beside the import and the load that the bare process has as well.
+- Swap: the other worker is told to close and its process ends, which takes less than a tenth of what a load does; the
+  rest of it the bare process has as well.
 - Start: the modules of the front, of the jobs and of the store, on top of the libraries that both import.
 """
 

@@ -183,7 +183,7 @@ class Client:
     def _faults_told(self) -> Generator[None]:
         """Turns what sockets and http.client raise into what a person can act on."""
         where = self._where
-        start_hint = "start it with: llmvisor   (in its source tree: make run)"
+        start_hint = "start it with: llmctl start   (in the foreground: llmvisor)"
         try:
             yield
         except TimeoutError:

@@ -262,7 +262,7 @@ _DAEMON = (
     Command(
         "restart-daemon",
         "daemon:restart_daemon",
-        "run the daemon's program anew in place; models stay loaded, clients connected",
+        "run its program anew in place; models stay loaded",
         ("llmctl restart-daemon", "llmctl restart-daemon --within 300", "llmctl restart-daemon --within 5 --force"),
         options.restart_daemon,
     ),

@@ -22,7 +22,7 @@ from llmvisor.control.api import ConfigValue, DaemonStatus
 LOCK_FILE = "daemon.lock"
 PORT_FILE = ".port"
 PORT_DEFAULT = 8000
-_START = "llmvisor   (in its source tree: make run)"
+_START = "llmctl start   (in the foreground: llmvisor)"
 
 Values = Mapping[str, ConfigValue]
 """Configuration by path (`server.port`)."""

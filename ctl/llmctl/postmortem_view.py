@@ -69,7 +69,7 @@ def postmortem_view(one: Postmortem, *, width: int | None, paint: Paint) -> list
         ("memory", _curve(one)),
     ]
     title = f"{printable(one.model)} at {local_time(one.time)}"
-    lines = ["", paint(title, "bold"), *pair_lines(pairs)]
+    lines = [paint(title, "bold"), *pair_lines(pairs)]
     if one.requests:
         rows = [_request_row(request) for request in one.requests]
         lines += ["", *table(_REQUESTS, rows, width=width, paint=paint)]

@@ -139,6 +139,8 @@ def _row(runtime: RuntimeStatus) -> list[Cell]:
 
 def _state_text(runtime: RuntimeStatus) -> str:
     progress = runtime.progress
+    if runtime.state == "loading" and progress is not None and progress.stage == "memory":
+        return "waits for memory"
     if runtime.state == "loading" and progress is not None and progress.total > 0:
         return f"loading {100 * progress.done // progress.total}%"
     return render.state(runtime.state)

@@ -194,7 +194,13 @@ class App:
         self._background.start(self._parts.open_stored(self._adopt_installed), "open the store")
         self._background.start(self._parts.supervisor.read_headers(), "read headers")
         self._background.start(self._parts.supervisor.residency.watch(self._parts.cache.clear), "memory watch")
-        self._background.start(end_when_idle(self._parts, self._listeners, self.stop), "idle watch")
+        idle_watch = end_when_idle(self._parts, self._listeners, self.stop, under_way=self._under_way)
+        self._background.start(idle_watch, "idle watch")
+
+    def _under_way(self) -> bool:
+        """Whether it changes itself just now."""
+        parts = (self._control.upgrader, self._control.reloader)
+        return any(part is not None and part.under_way for part in parts)
 
     async def _drain(self) -> None:
         parts = self._parts

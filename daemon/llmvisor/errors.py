@@ -26,6 +26,7 @@ LlmvisorError
 │   ├── InsufficientMemory      503 insufficient_memory
 │   ├── ModelLoading            503 model_loading        (retryable)
 │   ├── ModelUnavailable        503 model_unavailable
+│   ├── ModelUnloaded           503 model_unloaded       (retryable)
 │   └── RuntimeCrashed          503 runtime_crashed      (retryable)
 ├── ServerError                 the daemon cannot serve at the moment
 │   ├── QueueFull               503 queue_full           (retryable)
@@ -205,6 +206,13 @@ class ModelLoading(ModelError):
 
 class ModelUnavailable(ModelError):
     code = "model_unavailable"
+
+
+class ModelUnloaded(ModelError):
+    """Somebody unloaded it by force, with the request inside."""
+
+    code = "model_unloaded"
+    retryable = True
 
 
 class RuntimeCrashed(ModelError):

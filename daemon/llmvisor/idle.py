@@ -13,11 +13,16 @@ from llmvisor.parts import Parts
 _log = get_logger(__name__)
 
 
-async def end_when_idle(parts: Parts, listeners: Listeners, stop: Callable[[], None]) -> None:
-    """Call `stop` after `server.shutdown_timeout` without a request; 0 = never."""
+async def end_when_idle(
+    parts: Parts, listeners: Listeners, stop: Callable[[], None], *, under_way: Callable[[], bool]
+) -> None:
+    """Call `stop` after `server.shutdown_timeout` without a request; 0 = never.
+
+    Nor while a job or something else of the daemon's own is `under_way`, such as an upgrade: that counts as a request.
+    """
     while True:
         seconds = parts.config.server.shutdown_timeout
-        if parts.jobs.busy:
+        if parts.jobs.busy or under_way():
             parts.supervisor.touch()
         left = seconds - (parts.clock.monotonic() - parts.supervisor.idle_since)
         if seconds and left <= 0:

@@ -66,7 +66,9 @@ postmortem_lines = 40
 postmortem_line_chars_max = 500
 poison_cleared_tokens = 32
 """What a request under suspicion brings, alone in a worker, before the others are let in again."""
-poison_in_a_row_max = 3
+poison_probation_seconds = 60.0
+"""A request under suspicion that does no harm for so long is let be."""
+poison_in_a_row_max = 8
 """Requests blamed for crashes without anybody being served in between; after that it is the model's fault."""
 poison_quarantine_seconds = 600.0
 """Requests like one that was poison are refused for so long."""
@@ -245,6 +247,8 @@ priority_passes_max = 16
 turn_share_min = 0.25
 turn_share_max = 8.0
 """What a request that was shorter or longer than the others counts as, in turns of its client."""
+places_changes_share = 64
+"""A queue's order is found anew once a share of one in so many has changed: exactly where fewer wait."""
 clients_remembered_max = 4096
 """Clients of one model that have had more than their share, and wait for nothing at the moment."""
 request_timeout_seconds_max = 7 * 86_400.0
@@ -360,80 +364,6 @@ fetch_silent_seconds_max = 900.0
 """A fetch process that says nothing for so long is ended; it reports as it goes on."""
 fetch_read_bytes = 64 * 1024
 
-# -- the store
-store_open_seconds_max = 30.0
-"""What the daemon waits for its store: opened, checked, brought to this version."""
-store_answer_seconds_max = 30.0
-"""What anybody waits for the store; a dead disk answers never."""
-store_silent_seconds_max = 1.0
-"""The same once it is known not to answer."""
-store_close_seconds_max = 3.0
-store_lock_seconds_max = 5.0
-"""What a write waits for another process that has locked the file."""
-store_lock_degraded_seconds_max = 0.2
-"""The same once it is known to be locked, so that callers do not queue up."""
-store_retry_seconds = 5.0
-"""Between two attempts to write to a store that could not be written."""
-store_queue_calls_max = 10_000
-store_full_check_bytes_max = 64 * 1024 * 1024
-"""A larger file is checked at the start without comparing its indexes with their tables."""
-store_versions_ahead_max = 1000
-"""A file that says it is newer by more is damaged."""
-store_check_problems_max = 10
-"""Lines of a check that are logged."""
-store_damaged_files_kept_max = 5
-store_copies_kept_max = 3
-"""Of the file as it was before a newer version changed it."""
-store_wal_bytes_max = 4 * 1024 * 1024
-store_probe_bytes = 64 * 1024
-"""Written to see whether the disk takes something again."""
-registry_rows_max = 10_000
-registry_searches_max = 1_000
-load_measures_max = 10_000
-load_measures_waiting_max = 1_000
-"""Measures that are not written yet."""
-load_peak_growth_ratio_min = 1.1
-"""A worker's memory is noted again once it has grown by so much."""
-usage_rows_max = 100_000
-"""Single requests that are kept; older ones are summed up by day."""
-usage_rows_slack = 1_000
-"""That many more before they are."""
-usage_day_rows_max = 200_000
-usage_sums_max = 10_000
-"""Rows of one answer."""
-usage_buffer_rows_max = 10_000
-"""Requests that have ended and are not written yet."""
-usage_flush_seconds_max = 5.0
-"""What whoever asks for the usage waits for the last requests to be written."""
-usage_write_seconds = 1.0
-"""Requests that ended within this are written together."""
-
-# -- installed models
-installed_name_chars_max = 100
-revision_chars_max = 128
-inner_path_chars_max = 1024
-"""Of a file's name within its model's folder."""
-manifest_bytes_max = 4 * 1024 * 1024
-installed_wait_seconds_max = 30.0
-"""What a request waits for the list of installed models after a start, where only that can tell its model."""
-library_close_seconds_max = 10.0
-"""What the end of the daemon waits for files that are being removed."""
-installed_slice_models = 250
-"""Installed models that are taken in at a start before others get their turn."""
-remove_wait_seconds_max = 20.0
-"""What the removal of a model waits for its worker's end."""
-
-# -- registries
-search_query_chars_max = 256
-search_results_max = 100
-search_keep_seconds = 3600.0
-"""What a registry has found is answered from the store for this long."""
-searches_at_once_max = 4
-"""Each is a process."""
-searches_pending_max = 16
-"""Of different words; the same ones are asked for once."""
-search_seconds_max = 50.0
-
 # -- API keys
 keys_max = 10_000
 keys_file_bytes_max = 16 * 1024 * 1024
@@ -455,6 +385,8 @@ config_settle_seconds_max = 10.0
 """It is read all the same, although somebody goes on writing."""
 config_look_seconds = 2.0
 """How often its files are looked at where nobody tells of changes."""
+config_step_ms = 250
+"""How often watchfiles' thread wakes to ask for changes, and to hear that it is to end."""
 listener_overlap_seconds = 0.1
 """An address that is left accepts for so long beside the new one."""
 reload_close_seconds_max = 5.0

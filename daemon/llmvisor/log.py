@@ -83,6 +83,8 @@ def _filter_below(level: LogLevel) -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]))
     # The libraries' debug lines are theirs, not ours.
     logging.getLogger().setLevel(max(LEVELS[level], logging.INFO))
+    # One for every change in a folder that it watches, whatever the file.
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)
 
 
 class LogHub:
@@ -195,7 +197,8 @@ class LogHub:
     def flush(self, *, seconds_max: float) -> bool:
         """Wait until what is queued is written, for no longer than this; False where something was left."""
         deadline = self._clock.monotonic() + seconds_max
-        return all([writer.flush(deadline - self._clock.monotonic()) for writer in self._writers])
+        flushed = [writer.flush(deadline - self._clock.monotonic()) for writer in self._writers]
+        return all(flushed)
 
     def _publish(self, record: LogRecord) -> None:
         try:

@@ -29,6 +29,13 @@ class Rebinder:
         self._lock: DaemonLock | None = None
         """Of another folder, where the socket is in one."""
 
+    @property
+    def fixed(self) -> list[str]:
+        """Settings of sockets that a service manager has opened, and that stay as they are."""
+        tcp, unix = self._listeners.tcp, self._listeners.unix
+        found = {"server.port": tcp, "control.socket": unix}
+        return [path for path, listener in found.items() if listener is not None and listener.handed_over]
+
     async def move_tcp(self, server: Server) -> None:
         """Listen on this host and port, and say so in this file."""
         listeners = self._listeners

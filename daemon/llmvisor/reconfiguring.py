@@ -9,6 +9,7 @@ import msgspec
 from llmvisor.config.layers import LoadedConfig
 from llmvisor.config.reload import ReloadPlan
 from llmvisor.config.tree import Config
+from llmvisor.control.api import ConfigWait
 from llmvisor.log import LogHub, get_logger
 from llmvisor.parts import Parts
 from llmvisor.rebind import Rebinder
@@ -32,6 +33,13 @@ class Reconfigurer:
         config, supervisor = self._parts.config, self._parts.supervisor
         models = {name: supervisor.replacing.wanted(name) for name in config.models if name in supervisor.configs}
         return msgspec.structs.replace(config, models=models)
+
+    def waits(self, first: Config, config: Config) -> list[ConfigWait]:
+        """What of the sockets cannot change before the next start, with this configuration rather than the first."""
+        reason = "the socket is the service manager's"
+        same_port = (first.server.host, first.server.port) == (config.server.host, config.server.port)
+        changed = {"server.port": not same_port, "control.socket": first.control != config.control}
+        return [ConfigWait(path, reason) for path in self._rebinder.fixed if changed[path]]
 
     async def apply(self, new: LoadedConfig, found: ReloadPlan) -> None:
         """Make it hold, in this order. Raises whatever goes wrong, and then all is as it was before."""

@@ -29,7 +29,7 @@ from llmvisor.control.api import (
     ReloadOutcome,
     ReloadReport,
 )
-from llmvisor.errors import ConfigError, Conflict, InvalidConfig, ShuttingDown, StartError
+from llmvisor.errors import ConfigError, Conflict, InvalidConfig, ReloadFailed, ShuttingDown, StartError
 from llmvisor.log import get_logger
 from llmvisor.notify import Notifier
 from llmvisor.parts import Parts
@@ -59,6 +59,7 @@ class Reloader:
         self._clock = clock
         self._first = parts.loaded
         self._loaded_at = clock.now().isoformat()
+        self._waiting: list[ConfigWait] = []
         self._last_failure: ReloadReport | None = None
         self._running = asyncio.Lock()
         self._writing = asyncio.Lock()
@@ -76,7 +77,7 @@ class Reloader:
             loaded_at=self._loaded_at,
             problems=failure.problems if failure else [],
             failed_at=failure.time if failure else None,
-            waits=self._waits(loaded),
+            waits=self._waiting,
             replacing=supervisor.replacing.names,
             stayed=dict(supervisor.stayed),
         )
@@ -105,16 +106,24 @@ class Reloader:
     async def put(self, text: str) -> ReloadReport:
         """Make this the text of the configuration file, and hold; where it cannot, the file is as it was before.
 
-        Raises `InvalidConfig`, `Conflict` where there is no file, `ShuttingDown`.
+        Raises `InvalidConfig`, `Conflict` where there is no file, `ReloadFailed` where it cannot be written, and
+        `ShuttingDown`.
         """
         file = self._parts.loaded.file
         if file is None:
             raise Conflict("the daemon runs without a configuration file", hint="`llmctl config init` writes one")
+        # Who asked may leave in the middle of it: the file and what holds belong together.
+        return await asyncio.shield(asyncio.get_running_loop().create_task(self._write(file, text), name="put config"))
+
+    async def _write(self, file: Path, text: str) -> ReloadReport:
         async with self._writing:
             if problems := await asyncio.to_thread(self._source.check, text, str(file)):
                 raise InvalidConfig("the configuration is wrong: " + "; ".join(problems))
-            before = await asyncio.to_thread(file.read_bytes)
-            await asyncio.to_thread(_replace_file, file, text.encode())
+            try:
+                before = await asyncio.to_thread(file.read_bytes)
+                await asyncio.to_thread(_replace_file, file, text.encode())
+            except OSError as error:
+                raise ReloadFailed(f"{file} cannot be written: {error.strerror}") from error
             report = await self.reload("request")
             if report.outcome in {"refused", "failed"}:
                 await asyncio.to_thread(_replace_file, file, before)
@@ -140,15 +149,21 @@ class Reloader:
                 self._in_turn(), name="reload", context=contextvars.Context()
             )
             self._tasks.add(self._next)
-            self._next.add_done_callback(self._tasks.discard)
+            self._next.add_done_callback(self._ended)
         return self._next
+
+    def _ended(self, task: asyncio.Task[ReloadReport]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, ShuttingDown):
+            _log.error("a reload failed by a bug of ours; what ran goes on", exc_info=error)
 
     async def _in_turn(self) -> ReloadReport:
         async with self._running:
             causes, self._causes, self._next = self._causes, set(), None
             if self._closing:
                 raise ShuttingDown("the server is shutting down")
-            cause = next(each for each in _CAUSES if each in causes)
+            cause = min(causes, key=_CAUSES.index)
             self._notifier.reloading()
             try:
                 known = self._last_failure
@@ -175,8 +190,8 @@ class Reloader:
             expected = isinstance(error, OSError | StartError)
             _log.error("the configuration could not be applied", exc_info=None if expected else error)
             return self._failed(cause, "failed", [str(error)])
-        waits = self._waits(new)
-        report = _report(found, cause, self._clock.now().isoformat(), waits)
+        self._waiting = self._waits(new)
+        report = _report(found, cause, self._clock.now().isoformat(), self._waiting)
         self._last_failure = None
         if report.outcome == "applied":
             self._loaded_at = report.time
@@ -202,7 +217,8 @@ class Reloader:
 
     def _waits(self, loaded: LoadedConfig) -> list[ConfigWait]:
         """What differs from how this daemon was started, and cannot change before the next start."""
-        return [ConfigWait(wait.path, wait.reason) for wait in plan(self._first.config, loaded.config).waits]
+        waits = [ConfigWait(wait.path, wait.reason) for wait in plan(self._first.config, loaded.config).waits]
+        return waits + self._reconfigurer.waits(self._first.config, loaded.config)
 
 
 def _report(found: ReloadPlan, cause: ReloadCause, time: str, waits: list[ConfigWait]) -> ReloadReport:

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Protocol
 
-from llmvisor import limits
 from llmvisor.control.api import UsageRow
 from llmvisor.errors import StoreUnavailable
 from llmvisor.log import get_logger
+from llmvisor.store import limits
 from llmvisor.store.usage import EndedRequest, UsageGroup
 
 _log = get_logger(__name__)

@@ -36,6 +36,7 @@ def bearer(name: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {text_of(name)}"}
 
 
+MESSAGES = [{"role": "user", "content": "hi"}]
 KEYS = (
     configured_key("OWNER", OWNER),
     key("app"),
@@ -375,6 +376,25 @@ async def test_terms_that_make_no_sense_are_refused(front: Served, name: str, va
     answer = await chat(front, {**bearer("app"), name: value})
     assert answer.status == 400
     assert name in answer.error["message"]
+
+
+async def test_deadline_ends_what_no_scheduler_does(tmp_path: Path) -> None:
+    """Whatever holds a request up, it is told in time; others go on."""
+    service = FakeService(script=Script(gate=asyncio.Event()))
+    async with served(tmp_path, service) as front:
+        begun = asyncio.get_running_loop().time()
+        for path, body in (("/v1/embeddings", {"model": "bge", "input": "a"}), (CHAT, {"messages": MESSAGES})):
+            answer = await front.post(path, body, headers={"X-Request-Timeout": "0.05"})
+            assert (answer.status, answer.error["code"]) == (504, "timeout")
+        assert asyncio.get_running_loop().time() - begun < 10
+        await eventually(lambda: len(service.cancelled) == 2)
+
+
+async def test_request_without_a_model_goes_to_one_that_its_key_is_for(tmp_path: Path) -> None:
+    """The usual answer is the first model, which this key does not see."""
+    async with served(tmp_path, keys=[key("plain-only", models=["plain"])]) as front:
+        answer = await chat(front, bearer("plain-only"))
+    assert (answer.status, answer.headers["X-LLMVISOR-Model"]) == (200, "plain")
 
 
 async def test_heartbeat_tells_what_a_request_waits_for(tmp_path: Path) -> None:

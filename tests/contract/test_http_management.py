@@ -262,6 +262,20 @@ async def test_config_is_shown_and_checked(front: Served) -> None:
     assert front.control.checked == [("server: {}", "my.yaml")] * 2
 
 
+async def test_config_is_read_again_and_written(front: Served) -> None:
+    """What came of it; a mistake is a 400; a PUT is a whole text and nothing else."""
+    answer = await front.manage("POST", "/config/reload")
+    assert (answer.status, answer.json["outcome"]) == (200, "unchanged")
+    assert (await front.manage("PUT", "/config", json={"text": "models: {}"})).status == 200
+    assert (await front.manage("PUT", "/config", json={"text": 1})).status == 400
+    assert (await front.manage("PUT", "/config", json={"text": "", "name": "x"})).status == 400
+    assert front.control.put == ["models: {}"]
+    front.control.reload_fails = True
+    answer = await front.manage("POST", "/config/reload")
+    assert (answer.status, answer.json["error"]["code"]) == (400, "invalid_config")
+    assert "config.yaml:3" in answer.json["error"]["message"]
+
+
 async def test_shutdown_begins_once_asked_for(front: Served) -> None:
     """202, and the daemon is told; a GET does nothing."""
     assert (await front.manage("GET", "/shutdown")).status == 405
@@ -276,7 +290,7 @@ async def test_upgrade_begins_once_asked_for(front: Served) -> None:
     assert (await front.manage("POST", "/restart", json={"timeout": 1})).status == 400
     assert front.control.restarts == []
     answer = await front.manage("POST", "/restart")
-    assert (answer.status, await answer.json()) == (
+    assert (answer.status, answer.json) == (
         202,
         {"state": "checking", "attempts": 1, "completed": 0, "reason": None},
     )

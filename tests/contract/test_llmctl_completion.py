@@ -163,7 +163,8 @@ def test_manual_tells_every_command_and_exit_code(tmp_path: Path) -> None:
     """As roff in a pipe, without a daemon."""
     text = llmctl(tmp_path / "absent", "man").stdout
     assert text.startswith(".TH LLMCTL 1")
-    assert [name for name in NAMES if f".B llmctl {name.replace('-', r'\-')}\n" not in text] == []
+    roff = [name.replace("-", "\\-") for name in NAMES]
+    assert [name for name in roff if f".B llmctl {name}\n" not in text] == []
     assert "cancel\\-on\\-interrupt" in text
     assert ".B 130\ninterrupted" in text
     assert "\x1b" not in text

@@ -59,7 +59,7 @@ def test_no_daemon_gives_the_command_that_starts_it(tmp_path: Path, arguments: t
     ended = llmctl(tmp_path / "absent", *arguments)
     assert ended.code == 3
     assert "the daemon is not running" in ended.stderr
-    assert "start it with: llmvisor" in ended.stderr
+    assert "start it with: llmctl start" in ended.stderr
 
 
 def test_a_socket_that_was_left_over_counts_as_no_daemon(tmp_path: Path) -> None:

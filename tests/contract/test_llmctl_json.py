@@ -26,6 +26,9 @@ from llmvisor.control.api import (
     Event,
     HealthAnswer,
     Job,
+    KeyInfo,
+    KeyMade,
+    KeysStatus,
     LogRecord,
     ModelStatus,
     Postmortem,
@@ -40,6 +43,24 @@ EVENT = {"time": fake.START, "kind": "job", "job": fake.job()}
 RECORD = {"time": fake.START, "level": "info", "module": "m", "message": "hello"}
 BACKEND = {"name": "mock", "python": "/usr/bin/python", "installed": True, "usable": True}
 STATS = {"entries": 3, "size_bytes": 2048, "hits": 5, "misses": 4, "coalesced": 1, "evictions": 0, "hit_rate": 0.6}
+KEY = msgspec.to_builtins(
+    KeyInfo(
+        name="webapp",
+        hint="…abcd",
+        scopes=["inference"],
+        models=[],
+        rate_per_minute=None,
+        concurrent=2,
+        priority="high",
+        created_at=fake.START,
+        expires_at=None,
+        expired=False,
+        configured=False,
+        running=0,
+        requests=3,
+        last_used_at=None,
+    )
+)
 
 COMMAND_TYPES: dict[tuple[str, ...], Any] = {
     ("status",): DaemonStatus,
@@ -61,6 +82,9 @@ COMMAND_TYPES: dict[tuple[str, ...], Any] = {
     ("usage",): Page[UsageRow],
     ("postmortem",): Page[Postmortem],
     ("postmortem", "light"): Page[Postmortem],
+    ("keys",): KeysStatus,
+    ("keys", "add", "webapp"): KeyMade,
+    ("keys", "revoke", "webapp"): KeysStatus,
     ("cache",): CacheStats,
     ("cache", "clear"): CacheCleared,
     ("install", "starter"): Job,
@@ -113,6 +137,9 @@ def daemon(tmp_path: Path) -> Iterator[FakeDaemon]:
             ("POST", "/internal/cache/clear", {"cleared": 3}),
             ("GET", "/health", {"status": "healthy", "timestamp": fake.START}),
             ("POST", "/shutdown", {"status": "stopping"}),
+            ("GET", "/keys", {"asked": True, "problem": None, "data": [KEY]}),
+            ("POST", "/keys", {"key": "llmv-x", "info": KEY}),
+            ("DELETE", "/keys/webapp", KEY),
             ("POST", "/restart", {"state": "checking", "attempts": 1, "completed": -1, "reason": None}),
         ):
             daemon.answer(method, path, value)

@@ -283,8 +283,9 @@ def test_endpoint_that_is_not_there_is_not_found_in_json(daemon: Daemon, path: s
 
 
 def test_model_that_exceeds_memory_is_refused_and_told_what_holds_it(folder: Path, tiny: bytes) -> None:
-    """1. One model that is pinned takes most of `memory.limit`. 2. Another is asked for. Result: 503 with what it needs,
-    what is free and who holds the rest; no worker was started. 3. The first is unloaded. Result: the other is served."""
+    """1. One model that is pinned takes most of `memory.limit`. 2. Another is asked for. Result: 503 with what it
+    needs, what is free and who holds the rest; no worker was started. 3. The first is unloaded. Result: the other is
+    served."""
     del tiny
     models = {
         "first": llama(folder / "good.gguf", n_ctx=65_536, pinned=True),

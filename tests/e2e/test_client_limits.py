@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,7 @@ CONFIG: Json = {
         "narrow": mock_model(token_delay_ms=5, parallel=1, queue_limit=40),
         "short": mock_model(token_delay_ms=20, parallel=1, queue_limit=2),
         "slow": mock_model(token_delay_ms=30, parallel=2),
+        "lame": mock_model(token_delay_ms=30, load_seconds=3),
     },
 }
 
@@ -44,9 +46,11 @@ def bearer(key: str, **more: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}", **more}
 
 
-def ask(daemon: Daemon, model: str, key: str, *, max_tokens: int = 4, **headers: str) -> tuple[int, Any]:
+def ask(
+    daemon: Daemon, model: str, key: str, *, max_tokens: int = 4, headers: Mapping[str, str] | None = None
+) -> tuple[int, Any]:
     body = {"model": model, "prompt": "hello", "max_tokens": max_tokens}
-    return daemon.request("POST", "/v1/completions", body, **bearer(key, **headers))
+    return daemon.request("POST", "/v1/completions", body, **bearer(key), **(headers or {}))
 
 
 def test_greedy_client_does_not_starve_another(daemon: Daemon) -> None:
@@ -80,7 +84,7 @@ def test_high_priority_goes_ahead_where_the_key_allows_it(daemon: Daemon) -> Non
     ended: list[str] = []
 
     def one(name: str, key: str, priority: str) -> None:
-        assert ask(daemon, "narrow", key, max_tokens=20, **{"X-Priority": priority})[0] == 200
+        assert ask(daemon, "narrow", key, max_tokens=20, headers={"X-Priority": priority})[0] == 200
         ended.append(name)
 
     with ThreadPoolExecutor(12) as pool:
@@ -101,7 +105,7 @@ def test_deadline_of_a_waiting_request_holds(daemon: Daemon) -> None:
     with stream(daemon, "narrow", headers=bearer(key), max_tokens=400) as running:
         running.next_event()
         begun = time.monotonic()
-        status, body = ask(daemon, "narrow", key, **{"X-Request-Timeout": "0.3"})
+        status, body = ask(daemon, "narrow", key, headers={"X-Request-Timeout": "0.3"})
         assert (status, body["error"]["code"], body["error"]["type"]) == (504, "timeout", "timeout_error")
         assert time.monotonic() - begun < 1.5
     assert ask(daemon, "narrow", key)[0] == 200
@@ -110,7 +114,7 @@ def test_deadline_of_a_waiting_request_holds(daemon: Daemon) -> None:
 def test_deadline_of_a_running_request_frees_its_place(daemon: Daemon) -> None:
     """1. A whole answer would take twelve seconds. 2. Its time is half a second. Result: 504, and the place is free."""
     key = add_key(daemon, "running")
-    status, body = ask(daemon, "slow", key, max_tokens=400, **{"X-Request-Timeout": "0.5"})
+    status, body = ask(daemon, "slow", key, max_tokens=400, headers={"X-Request-Timeout": "0.5"})
     assert (status, body["error"]["code"]) == (504, "timeout")
     eventually_sync(lambda: daemon.runtime("slow")["slots_busy"] == 0, 5)
 
@@ -126,6 +130,22 @@ def test_deadline_after_the_first_byte_is_an_error_event(daemon: Daemon) -> None
     assert json.loads(events[-1])["error"]["code"] == "timeout"
     assert "[DONE]" not in events
     eventually_sync(lambda: daemon.runtime("slow")["slots_busy"] == 0, 5)
+
+
+def test_deadline_holds_while_a_worker_is_replaced(daemon: Daemon) -> None:
+    """1. A stream's worker is killed, and the next one takes three seconds to load. 2. The stream's time is over before
+    that. Result: it is told then, and the next request is served."""
+    key = add_key(daemon, "unlucky")
+    assert ask(daemon, "lame", key)[0] == 200
+    with stream(daemon, "lame", headers=bearer(key, **{"X-Request-Timeout": "1"}), max_tokens=400) as running:
+        running.next_event()
+        os.kill(daemon.worker_pid("lame"), signal.SIGKILL)
+        begun = time.monotonic()
+        events = list(running.events())
+        seconds = time.monotonic() - begun
+    assert json.loads(events[-1])["error"]["code"] == "timeout"
+    assert seconds < 2.5
+    assert ask(daemon, "lame", key)[0] == 200
 
 
 def test_full_queue_says_when_to_come_back(daemon: Daemon) -> None:
@@ -281,7 +301,7 @@ def test_insecure_start_says_so() -> None:
     public: Json = {"server": {"host": "0.0.0.0"}, "models": {"narrow": mock_model()}}
     with unstarted(public) as daemon:
         daemon.start("--insecure-no-auth")
-        assert "open to other machines" in daemon.console()
+        eventually_sync(lambda: "open to other machines" in daemon.console(), 10)
         assert daemon.complete("narrow")[0] == 200
 
 
@@ -320,3 +340,32 @@ def test_file_of_keys_holds_several(tmp_path: Path) -> None:
         assert ask(daemon, "narrow", "# of the team")[0] == 401
         _, listed = daemon.control("GET", "/keys")
         assert len({key["name"] for key in listed["data"]}) == 2
+
+
+def test_usage_is_told_by_key(daemon: Daemon) -> None:
+    """Who asked for how much."""
+    key = add_key(daemon, "counted")
+    assert ask(daemon, "narrow", key)[0] == 200
+
+    def counted() -> bool:
+        _, body = daemon.control("GET", "/usage?group_by=key")
+        return any(row.get("key") == "counted" and row["completion_tokens"] == 4 for row in body["data"])
+
+    eventually_sync(counted, 10)
+    assert "counted" in llmctl(daemon.socket_path, "usage", "--by", "key").stdout
+
+
+def test_reload_takes_and_gives_back_keys() -> None:
+    """A key comes into the configuration and goes again: asked for at once, and no more, without a restart."""
+    models: Json = {"narrow": mock_model()}
+    with Daemon({"models": models}, env={"CI_KEY": CONFIGURED}) as daemon:
+        assert daemon.complete("narrow")[0] == 200
+        pid = daemon.worker_pid("narrow")
+        daemon.reconfigure({"server": {"api_keys": ["CI_KEY"]}, "models": models})
+        assert daemon.control("POST", "/config/reload", {})[0] == 200
+        assert daemon.complete("narrow")[0] == 401
+        assert ask(daemon, "narrow", CONFIGURED)[0] == 200
+        daemon.reconfigure({"models": models})
+        assert daemon.control("POST", "/config/reload", {})[0] == 200
+        assert daemon.complete("narrow")[0] == 200
+        assert daemon.worker_pid("narrow") == pid

@@ -97,9 +97,11 @@ def test_model_that_crashes_too_often_is_unavailable(daemon: Daemon) -> None:
         assert (status, answer["error"]["type"]) == ((422, INVALID) if codes[-1] == "poison_request" else (503, MODEL))
         return codes[-1] == "model_unavailable"
 
-    eventually_sync(given_up, 30)
-    assert codes[:3] == ["poison_request"] * 3
-    assert set(codes[3:]) <= {"runtime_crashed", "model_unavailable"}
+    eventually_sync(given_up, 60)
+    blamed = codes.count("poison_request")
+    assert codes[:blamed] == ["poison_request"] * blamed
+    assert blamed > 1
+    assert set(codes[blamed:]) <= {"runtime_crashed", "model_unavailable"}
 
 
 def test_errors_say_what_helps(daemon: Daemon) -> None:

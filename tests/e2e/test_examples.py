@@ -204,9 +204,10 @@ def test_stream_keeps_the_conventions(daemon: Daemon, path: str) -> None:
 
 
 def test_failure_inside_a_stream_is_an_error_event(daemon: Daemon) -> None:
-    """The worker dies after two tokens: what was said stands, an error follows, and no `[DONE]`."""
-    prompt = "[[failpoint: generate=2*token->kill(9)]]"
-    answer = ask(daemon, "POST", COMPLETIONS, {"model": "mock", "prompt": prompt, "stream": True})
+    """The worker dies after two tokens, and no other one is to go on: what was said stands, an error follows, and no
+    `[DONE]`."""
+    body = {"model": "mock", "prompt": "[[failpoint: generate=2*token->kill(9)]]", "stream": True}
+    answer = ask(daemon, "POST", COMPLETIONS, body, **{"X-LLMVISOR-Resume": "off"})
     events = [line[6:] for line in answer.body.decode().splitlines() if line.startswith("data: ")]
     assert answer.status == 200
     error = json.loads(events[-1])["error"]

@@ -187,10 +187,15 @@ def test_run_prints_the_answer_alone(daemon: Daemon) -> None:
 
 
 def test_run_of_a_model_that_crashes_is_exit_code_1(daemon: Daemon) -> None:
-    """What came stands on stdout, and why it ended on stderr."""
-    ended = ctl(daemon, "run", "endless", "[[failpoint: generate=4*token->kill(9)]]")
-    assert (ended.code, len(ended.stdout.split())) == (1, 4)
-    assert "SIGKILL" in ended.stderr
+    """What came of two workers stands on stdout, and why it ended on stderr; the crashes can be looked at."""
+    ended = ctl(daemon, "run", "endless", "[[failpoint: generate=4*token->kill(11)]]")
+    assert (ended.code, len(ended.stdout.split())) == (1, 8)
+    assert "SIGSEGV" in ended.stderr
+    assert "llmctl postmortem endless" in ended.stderr
+    shown = done(daemon, "postmortem", "endless")
+    assert "killed by SIGSEGV" in shown
+    assert "refused as the cause" in shown
+    assert len(done(daemon, "postmortem").splitlines()) == 3
 
 
 def test_chat_holds_a_conversation(daemon: Daemon) -> None:

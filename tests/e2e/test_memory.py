@@ -5,9 +5,10 @@ from __future__ import annotations
 import http.client
 import json
 import re
+import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 from tests.support.daemon import Daemon, EventsClient, mock_model, stream
 from tests.support.leaks import no_leaks
+from tests.support.polling import eventually_sync
 
 HALF = "60MiB"
 """Of the limit below: of two such models one fits."""
@@ -41,11 +43,16 @@ def served(daemon: Daemon, name: str, **fields: object) -> None:
 
 
 @contextmanager
-def begun(daemon: Daemon, tokens: int) -> Iterator[EventsClient]:
+def begun(daemon: Daemon, tokens: int) -> Generator[EventsClient]:
     """A stream of the model `a` that has brought its first token."""
     with stream(daemon, "a", max_tokens=tokens) as client:
         client.next_event()
         yield client
+
+
+def load_stage(daemon: Daemon, name: str) -> str | None:
+    progress: dict[str, str] | None = daemon.runtime(name)["progress"]
+    return None if progress is None else progress["stage"]
 
 
 def log_count(daemon: Daemon, text: str) -> int:
@@ -123,7 +130,7 @@ def test_loads_of_one_model_are_one_load_and_share_one_eviction(daemon: Daemon) 
     """Eight clients at once."""
     served(daemon, "a")
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda _: served(daemon, "b"), range(8)))
+        list(pool.map(served, [daemon] * 8, ["b"] * 8))
     assert log_count(daemon, "evicted, to make room") == 1
     assert log_count(daemon, "worker started") == 2
 
@@ -153,10 +160,36 @@ def test_unload_ends_a_wait_for_memory() -> None:
     with Daemon(configuration(models=models, min_residency=60)) as daemon, begun(daemon, 80) as client:
         daemon.control("POST", "/jobs", {"type": "load", "params": {"model": "b"}})
         daemon.wait_for_state("b", "loading")
+        eventually_sync(lambda: load_stage(daemon, "b") == "memory", 5)
         daemon.control("POST", "/jobs", {"type": "unload", "params": {"model": "b", "force": True}})
         daemon.wait_for_state("b", "not_loaded", seconds=2)
         assert sum(1 for _ in client.events()) > 70
         assert log_count(daemon, "to make room") == 0
+
+
+def test_preloaded_models_that_do_not_fit_together_do_not_push_each_other_out() -> None:
+    """One is there, the other is told why not, and comes when it is asked for."""
+    models = {"a": model(preload=True), "b": model(preload=True)}
+    with no_leaks(), Daemon(configuration(models=models, wait_timeout=1)) as daemon:
+        eventually_sync(lambda: any(daemon.runtime(name)["error"] for name in models), 10)
+        left = next(name for name in models if daemon.runtime(name)["error"])
+        assert log_count(daemon, "to make room") == 0
+        assert "it needs about 60 MiB" in daemon.request("GET", "/health")[1]["reasons"][0]
+        served(daemon, left)
+        assert log_count(daemon, "evicted, to make room") == 1
+
+
+def test_daemon_ends_while_a_load_waits_for_memory() -> None:
+    """SIGTERM: the request that waits is refused, what runs finishes, and nothing is left."""
+    models = {"a": model(token_delay_ms=20, reply_tokens=None), "b": model()}
+    with no_leaks(), Daemon(configuration(models=models, min_residency=60)) as daemon, ThreadPoolExecutor(1) as pool:
+        with begun(daemon, 60) as client:
+            waiting = pool.submit(daemon.complete, "b", "hello")
+            daemon.wait_for_state("b", "loading")
+            daemon.signal(signal.SIGTERM)
+            assert waiting.result(10)[0] == 503
+            assert sum(1 for _ in client.events()) > 50
+        assert daemon.wait() == 0
 
 
 def test_alternating_requests_are_all_answered_in_bounded_time(daemon: Daemon) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +31,11 @@ from tests.support.upgrades import (
 
 from llmvisor.upgrade.fault import FAULT_VARIABLE
 
-MODELS = {"one": mock_model(preload=True), "two": mock_model(preload=True, token_delay_ms=20)}
+RESTARTS = {"max": 100, "backoff": [0.01, 0.1]}
+MODELS = {
+    "one": mock_model(preload=True, restart=RESTARTS),
+    "two": mock_model(preload=True, token_delay_ms=20),
+}
 
 
 @pytest.fixture
@@ -203,6 +209,22 @@ def test_worker_that_dies_after_an_upgrade_is_replaced(daemon: Daemon) -> None:
     assert zombies(daemon) == []
 
 
+def test_worker_may_die_at_any_moment_of_an_upgrade(daemon: Daemon) -> None:
+    """Before, between and after the two programs: it is replaced, and nothing of it stays behind."""
+    chance = random.Random(5)
+    for _ in range(6):
+        pid = daemon.worker_pid("one")
+        begin_upgrade(daemon)
+        time.sleep(chance.uniform(0, 1.2))  # the moment is what is tried out
+        os.kill(pid, signal.SIGKILL)
+        ended_upgrade(daemon)
+        assert daemon.worker_pid("one", other_than=pid)
+        assert daemon.complete("one")[0] == 200
+        assert daemon.runtime("two")["restarts"] == 0
+        assert not alive(pid)
+        assert zombies(daemon) == []
+
+
 def test_adopted_workers_die_with_a_daemon_that_is_killed(daemon: Daemon) -> None:
     upgrade(daemon)
     pids = [daemon.worker_pid(model) for model in MODELS]
@@ -223,13 +245,6 @@ def test_sigterm_ends_a_daemon_that_waits_for_its_upgrade(daemon: Daemon) -> Non
     assert not daemon.port_file.exists()
 
 
-def test_sigusr2_upgrades(daemon: Daemon) -> None:
-    pid = daemon.worker_pid("one")
-    daemon.signal(signal.SIGUSR2)
-    eventually_sync(lambda: upgrade_status(daemon)["completed"] == 1, 30, "the signal upgrades")
-    assert daemon.worker_pid("one") == pid
-
-
 def test_daemon_holds_its_lock_throughout(daemon: Daemon) -> None:
     """A second daemon is refused after an upgrade as before it, and leaves the socket alone."""
     upgrade(daemon)
@@ -245,13 +260,14 @@ def test_daemon_holds_its_lock_throughout(daemon: Daemon) -> None:
 
 def test_load_that_is_under_way_is_waited_for() -> None:
     """A worker that still loads is kept too: nobody loads twice."""
-    with Daemon({"models": {"slow": mock_model(load_seconds=1.5, preload=True)}}) as daemon:
-        daemon.wait_for_state("slow", "loading")
+    with Daemon({"models": {"slow": mock_model(load_seconds=4, preload=True)}}) as daemon:
+        eventually_sync(lambda: daemon.runtime("slow")["pid"] is not None, 10, "the worker starts")
         pid = daemon.runtime("slow")["pid"]
         begin_upgrade(daemon)
+        await_upgrade_waits(daemon, "slow is loading")
         assert ended_upgrade(daemon)["completed"] == 1
-        assert daemon.worker_pid("slow") in {pid, daemon.runtime("slow")["pid"]}
-        assert daemon.runtime("slow")["restarts"] == 0
+        runtime = daemon.runtime("slow")
+        assert (runtime["pid"], runtime["state"], runtime["restarts"]) == (pid, "loaded", 0)
 
 
 def test_half_a_request_is_answered_by_the_new_program(daemon: Daemon) -> None:

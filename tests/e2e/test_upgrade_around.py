@@ -52,6 +52,13 @@ def test_llmctl_tells_what_an_upgrade_waits_for_and_why_it_failed(daemon: Daemon
     assert "goes on with its old program: after 0.5 s 1 request is under way" in failed.stderr
 
 
+def test_sigusr2_upgrades(daemon: Daemon) -> None:
+    pid = daemon.worker_pid("one")
+    daemon.signal(signal.SIGUSR2)
+    eventually_sync(lambda: upgrade_status(daemon)["completed"] == 1, 30, "the signal upgrades")
+    assert daemon.worker_pid("one") == pid
+
+
 def test_sighup_upgrades_where_the_configuration_says_so() -> None:
     """`systemctl reload` then brings a new program, and the configuration with it."""
     models = {"one": mock_model(preload=True)}

@@ -12,6 +12,7 @@ import json
 import os
 import random
 import signal
+import statistics
 import time
 from collections.abc import Awaitable, Callable, Generator
 
@@ -29,10 +30,10 @@ from llmvisor_runtimes.mock_text import Reply
 STREAMS = 100
 KILLS = 5
 TOKENS = 200
-REAL_TOKENS = 42
 RESTARTS = {"max": 1000, "backoff": [0.01, 0.1]}
-STARTER_NOISE = 0.5
-"""Of log-probabilities of tokens that may win instead; see `tests/process/test_llamacpp_engine.py`."""
+STARTER_NOISE = 1.0
+"""Of log-probabilities, where a text is computed in batches of another shape: its matrices are multiplied in 8 bits, by
+other kernels for each shape. Measured: 0.005 mostly, 0.52 at most. A token that is lost or doubled makes several."""
 MLX_NOISE = 5e-3
 
 
@@ -43,7 +44,7 @@ def daemon() -> Generator[Daemon]:
             token_delay_ms=40, n_ctx=65536, parallel=STREAMS + STREAMS // 10, queue_limit=1000, restart=RESTARTS
         ),
         "few": mock_model(token_delay_ms=20, parallel=8, queue_limit=1000, restart=RESTARTS),
-        "llama": starter_model(n_ctx=2048, parallel=4, restart=RESTARTS),
+        "llama": starter_model(n_ctx=2048, parallel=4, n_threads=1, restart=RESTARTS),
         "mlx": {"path": str(tiny_folder()), "n_ctx": 2048, "parallel": 4, "restart": RESTARTS},
     }
     with no_leaks(), Daemon({"models": models}) as one:
@@ -179,10 +180,9 @@ def assert_same_up_to_noise(first: Streamed, second: Streamed, epsilon: float) -
     return len(first.logprobs)
 
 
-def assert_likeliest(daemon: Daemon, asked: Json, prompt: str, streamed: Streamed, epsilon: float) -> bool:
-    """Each token of a greedy text is the likeliest after those before it, as a worker finds that reads the whole text.
-
-    False where that text is cut into other tokens than it was written in.
+def deviations(daemon: Daemon, asked: Json, prompt: str, streamed: Streamed) -> list[tuple[float, float]]:
+    """A greedy text read again as a whole: how far each token's log-probability is from the one that was streamed, and
+    below that of the likeliest. Empty where the text is cut into other tokens than it was written in.
     """
     body = {**asked, "prompt": prompt + streamed.texts[0], "echo": True, "max_tokens": 0}
     status, answer = daemon.request("POST", "/v1/completions", body)
@@ -190,12 +190,12 @@ def assert_likeliest(daemon: Daemon, asked: Json, prompt: str, streamed: Streame
     scores = answer["choices"][0]["logprobs"]
     written = len(streamed.logprobs)
     if scores["tokens"][-written:] != [token for token, _, _ in streamed.logprobs]:
-        return False
+        return []
     found = zip(scores["token_logprobs"][-written:], scores["top_logprobs"][-written:], strict=True)
-    for place, ((logprob, top), mine) in enumerate(zip(found, streamed.logprobs, strict=True)):
-        assert abs(logprob - mine[1]) < epsilon, f"token {place} has another probability"
-        assert max(top.values()) - logprob < epsilon, f"token {place} is not the likeliest"
-    return True
+    return [
+        (abs(logprob - mine[1]), max(top.values()) - logprob)
+        for (logprob, top), mine in zip(found, streamed.logprobs, strict=True)
+    ]
 
 
 async def nothing(_found: list[Streamed]) -> None:
@@ -204,8 +204,10 @@ async def nothing(_found: list[Streamed]) -> None:
 
 @pytest.mark.model
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("model", "kills", "noise"), [("llama", KILLS, STARTER_NOISE), ("mlx", 2, MLX_NOISE)])
-def test_real_models_go_on_after_kills(daemon: Daemon, model: str, kills: int, noise: float) -> None:
+@pytest.mark.parametrize(
+    ("model", "kills", "tokens", "noise"), [("llama", KILLS, 60, STARTER_NOISE), ("mlx", 2, 160, MLX_NOISE)]
+)
+def test_real_models_go_on_after_kills(daemon: Daemon, model: str, kills: int, tokens: int, noise: float) -> None:
     """1. Three greedy streams of a real engine. 2. SIGKILLs at random moments, all of them inside. Result: they are
     complete, and the texts are those of a run without a kill up to where float noise decides; there and behind, each
     token is the likeliest after those before it."""
@@ -214,25 +216,29 @@ def test_real_models_go_on_after_kills(daemon: Daemon, model: str, kills: int, n
     # Without penalties, so that the log-probabilities say what is chosen.
     asked: Json = {"model": model, "temperature": 0, "repeat_penalty": 1.0, "logprobs": 5, "ignore_eos": True}
     prompts = [f"Here is a long text about {topic}. It" for topic in topics]
-    bodies: list[Json] = [{**asked, "prompt": prompt, "max_tokens": REAL_TOKENS} for prompt in prompts]
+    bodies: list[Json] = [{**asked, "prompt": prompt, "max_tokens": tokens} for prompt in prompts]
     undisturbed = stream_all_now(daemon.url, bodies, nothing)
     chance = random.Random(seed)
-    read = everybody_reads(lambda: chance.randint(1, REAL_TOKENS // (kills + 2)))
+    read = everybody_reads(lambda: chance.randint(1, tokens // 10))
     kill = killer(daemon, model, chance, after=read, seconds_max=0.01, kills=kills)
     began = time.monotonic()
     found = stream_all_now(daemon.url, bodies, kill)
     seconds = time.monotonic() - began
     equal: list[int] = []
-    likeliest = 0
+    scored: list[float] = []
     for prompt, streamed, whole in zip(prompts, found, undisturbed, strict=True):
         assert streamed.whole, (seed, streamed.errors)
         assert whole.whole
         equal.append(assert_same_up_to_noise(streamed, whole, noise))
-        assert streamed.usage["completion_tokens"] == len(streamed.logprobs) == REAL_TOKENS
+        assert streamed.usage["completion_tokens"] == len(streamed.logprobs) == tokens
         assert streamed.timings["resumed"] == kills
         assert not whole.timings.get("resumed"), daemon.console()[-5000:]
-        likeliest += assert_likeliest(daemon, asked, prompt, streamed, noise)
+        for deviation, below in deviations(daemon, asked, prompt, streamed):
+            assert max(deviation, below) < noise, seed
+            scored.append(deviation)
     # What random weights write is not cut into the same tokens again; but nothing of it is a matter of noise.
-    assert likeliest or equal == [REAL_TOKENS] * len(prompts)
-    print(f"{model}: equal tokens {equal} of {REAL_TOKENS}, {likeliest} of {len(prompts)} texts scored again")
-    print(f"{seconds:.1f} s with {kills} kills, seed {seed}")
+    assert scored or equal == [tokens] * len(prompts)
+    assert not scored or statistics.median(scored) < noise / 10
+    print(f"{model}: equal tokens {equal} of {tokens}, {seconds:.1f} s with {kills} kills, seed {seed}")
+    if scored:
+        print(f"{len(scored)} tokens scored again: off by {statistics.median(scored):.3f}, at most {max(scored):.3f}")

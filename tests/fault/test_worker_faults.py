@@ -27,6 +27,7 @@ QUICK_RESTARTS = {"max": 5, "window": 60, "backoff": [0.05, 0.2]}
 def daemon() -> Generator[Daemon]:
     models = {
         "victim": mock_model(token_delay_ms=20, restart={**QUICK_RESTARTS, "max": 1000}, stall_timeout=3),
+        "heavy": mock_model(token_delay_ms=20, load_seconds=1, restart={**QUICK_RESTARTS, "max": 1000}),
         "encoder": mock_model(restart={**QUICK_RESTARTS, "max": 1000}),
         "monitor": mock_model(token_delay_ms=20),
         "looping": mock_model(failpoints="load=panic", restart=QUICK_RESTARTS),
@@ -91,6 +92,29 @@ def test_several_choices_go_on_each_where_it_was(daemon: Daemon) -> None:
     assert chunks[-1]["usage"]["completion_tokens"] == alone["usage"]["completion_tokens"] == 180
     assert chunks[-1]["usage"]["prompt_tokens"] == alone["usage"]["prompt_tokens"]
     assert chunks[-1]["timings"]["resumed"] == 3
+
+
+def test_kills_while_the_next_worker_loads_lose_nothing(daemon: Daemon) -> None:
+    """1. A stream runs. 2. Its worker is killed, and so are the next two while they load. 3. A request comes meanwhile.
+    Result: the stream is whole, and the request is answered."""
+    _, alone = daemon.complete("heavy", max_tokens=60)
+    answers: list[int] = []
+    with stream(daemon, "heavy", max_tokens=60) as client:
+        events = [client.next_event()]
+        pids = [daemon.worker_pid("heavy")]
+        os.kill(pids[0], signal.SIGKILL)
+        thread = threading.Thread(target=lambda: answers.append(daemon.complete("heavy", max_tokens=3)[0]))
+        thread.start()
+        for _ in range(2):
+            eventually_sync(lambda: daemon.runtime("heavy")["pid"] not in {None, *pids}, 10)
+            runtime = daemon.runtime("heavy")
+            assert runtime["state"] == "loading"
+            pids.append(runtime["pid"])
+            os.kill(pids[-1], signal.SIGKILL)
+        events += list(client.events())
+    thread.join(30)
+    assert text_of(events) == alone["choices"][0]["text"]
+    assert answers == [200]
 
 
 def test_who_wants_an_error_gets_one(daemon: Daemon) -> None:

@@ -1,14 +1,13 @@
 """Models that are reconfigured at random while they are asked: every request is answered, and nothing is left over.
 
-Workers are the test's own: each finishes, loads, fails to load or crashes when chance says so. A worker that is told
-another configuration than `good` ones cannot load it.
+Workers are the test's own: each loads, fails to load, answers, goes or is killed when chance says so.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import pytest
 from tests.support.fake_worker import INFO, FakeClock, FakeWorker, generation
@@ -23,7 +22,18 @@ from llmvisor.supervision.setup import RuntimeSetup
 from llmvisor.supervision.spawn import WorkerSpec
 from llmvisor.supervision.state import State
 from llmvisor.supervision.stream import GenerationStream
-from llmvisor_runtimes.protocol import PROTOCOL_VERSION, Delta, Done, Generate, Hello, Loaded, LoadFailed, Report, Step
+from llmvisor_runtimes.protocol import (
+    PROTOCOL_VERSION,
+    Delta,
+    Done,
+    Generate,
+    Hello,
+    Load,
+    Loaded,
+    LoadFailed,
+    Report,
+    Step,
+)
 
 NAME = "tiny"
 BAD = 666
@@ -43,6 +53,7 @@ class SimulatedFleet:
         self.chance = chance
         self.clock = FakeClock()
         self.workers: list[FakeWorker] = []
+        self.greeted: list[FakeWorker] = []
         self.told: list[str | None] = []
         self.room = True
         self.configs = {NAME: config()}
@@ -94,32 +105,129 @@ class SimulatedFleet:
     ) -> FakeWorker:
         worker = FakeWorker(on_report, on_exit)
         self.workers.append(worker)
-        on_report(Hello(PROTOCOL_VERSION, "mock", "1", worker.pid))
         return worker
 
     # ------------------------------------------------------------------------------------------------ what happens
 
-    def step_worker(self, worker: FakeWorker, *, crash: bool) -> None:
-        """Let one worker get on: it loads, answers what it has, goes if it was told to."""
-        if worker.stops or (crash and worker in self.workers):
+    @property
+    def runtime(self) -> Runtime:
+        return self.runtimes[NAME]
+
+    def get_on(self, worker: FakeWorker) -> None:
+        """One worker does what it was told last: it goes, loads, or answers."""
+        if worker.stops:
             self.workers.remove(worker)
-            worker.exit(0 if worker.stops else 1)
+            worker.exit()
             return
-        for command in worker.sent[:]:
-            worker.sent.remove(command)
+        if worker not in self.greeted:
+            self.greeted.append(worker)
+            worker.report(Hello(PROTOCOL_VERSION, "mock", "1", worker.pid))
+        commands, worker.sent[:] = worker.sent[:], []
+        for command in commands:
             if isinstance(command, Generate):
-                number = len(command.prompts) if hasattr(command, "prompts") else 1
-                assert number == 1
-                worker.report(Step([Delta(command.id, 0, "x", [1], finish="stop")], [Done(command.id, 1, 1, 0, 0.0, 0.0)]))
-            elif hasattr(command, "options"):
-                bad = command.options.n_ctx == BAD
+                deltas = [Delta(command.id, 0, "x", [1], finish="stop")]
+                worker.report(Step(deltas, [Done(command.id, 1, 0, 1, 0.0, 0.0)]))
+            elif isinstance(command, Load):
+                bad = command.options.n_ctx in {BAD, UNREADABLE}
                 worker.report(LoadFailed("it is bad", True) if bad else Loaded(INFO))
+
+    def crash_idle(self) -> None:
+        """The worker that serves is killed, and nobody was inside."""
+        if self.runtime.state is State.READY and not self.runtime.in_flight:
+            idle = [
+                worker for worker in self.workers if worker in self.greeted and not worker.sent and not worker.stops
+            ]
+            if len(idle) == len(self.workers) == 1:
+                self.workers.remove(idle[0])
+                idle[0].exit(-9)
+
+    def reconfigure(self) -> None:
+        """Something else is wanted; what cannot be loaded only while there is something that could be."""
+        wanted = self.replacing.wanted(NAME)
+        choices = [1, 2, 3, wanted.n_ctx]
+        if self.runtime.state is State.READY:
+            choices += [BAD, UNREADABLE]
+        self.replacing.change(NAME, config(self.chance.choice(choices), self.chance.randrange(1, 4)))
 
 
 async def _nothing() -> None:
     pass
 
 
+async def answer(stream: GenerationStream) -> str:
+    async with stream:
+        return "".join([delta.text async for batch in stream for delta in batch])
+
+
 async def settle() -> None:
-    for _ in range(8):
+    for _ in range(10):
         await asyncio.sleep(0)
+
+
+async def simulate(seed: int) -> None:
+    fleet = SimulatedFleet(random.Random(seed))
+    fleet.runtime.load()
+    await settle()
+    fleet.get_on(fleet.workers[0])
+    assert fleet.runtime.state is State.READY
+    answers: list[asyncio.Task[str]] = []
+    for _ in range(60):
+        happen(fleet, answers)
+        if fleet.chance.random() < 0.7:
+            await settle()
+    wanted = fleet.replacing.wanted(NAME)
+    await come_to_rest(fleet)
+    assert [await asyncio.wait_for(each, 1) for each in answers] == ["x"] * len(answers)
+    check(fleet, wanted)
+    fleet.runtime.shutdown()
+    await come_to_rest(fleet)
+    assert fleet.runtime.state is State.CLOSED
+
+
+def happen(fleet: SimulatedFleet, answers: list[asyncio.Task[str]]) -> None:
+    """One thing, whichever it is."""
+    match fleet.chance.randrange(10):
+        case 0 | 1 | 2:
+            answers.append(asyncio.create_task(answer(fleet.runtime.generate(generation()))))
+        case 3 | 4:
+            fleet.reconfigure()
+        case 5:
+            fleet.room = not fleet.room
+        case 6:
+            fleet.crash_idle()
+        case _:
+            if fleet.workers:
+                fleet.get_on(fleet.chance.choice(fleet.workers))
+
+
+async def come_to_rest(fleet: SimulatedFleet) -> None:
+    for _ in range(60):
+        await settle()
+        for worker in fleet.workers[:]:
+            fleet.get_on(worker)
+
+
+def check(fleet: SimulatedFleet, wanted: ModelConfig) -> None:
+    """What was wanted last holds, or the last thing before it that could be loaded; and nothing is left over."""
+    assert fleet.replacing.names == []
+    assert fleet.replacing.beside == {}
+    assert fleet.replacing.configs == {}
+    assert len(fleet.workers) <= 1
+    assert fleet.runtime.key == NAME
+    assert fleet.runtime.latest_config == fleet.configs[NAME]
+    if wanted.n_ctx in {BAD, UNREADABLE}:
+        assert fleet.configs[NAME].n_ctx not in {BAD, UNREADABLE}
+        assert fleet.told[-1] is not None
+    else:
+        assert fleet.configs[NAME] == wanted
+
+
+@pytest.mark.parametrize("seeds", [range(first, first + 50) for first in range(0, 400, 50)], ids=str)
+async def test_every_request_is_answered_whatever_is_configured_meanwhile(seeds: range) -> None:
+    """Hundreds of different courses; a failing one is named by its seed."""
+    for seed in seeds:
+        try:
+            await simulate(seed)
+        except BaseException as error:
+            error.add_note(f"seed {seed}")
+            raise

@@ -13,7 +13,9 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from llmvisor.supervision.effects import (
+    Changed,
     Effect,
+    Expire,
     Grant,
     Refuse,
     SchedulerSettings,
@@ -22,12 +24,13 @@ from llmvisor.supervision.effects import (
     Suspend,
     Ticket,
 )
-from llmvisor.supervision.poison import Crash
+from llmvisor.supervision.poison import Crash, CrashKind
 from llmvisor.supervision.restart import RestartPolicy
 from llmvisor.supervision.scheduler import Scheduler
 from llmvisor.supervision.state import HAS_WORKER, State
 
 SLOTS = 3
+KINDS: list[CrashKind] = ["fault", "killed", "outside"]
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -42,12 +45,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         )
         settings_ = SchedulerSettings(queue_limit=5, parallel=SLOTS, load_timeout_seconds=20, idle_timeout_seconds=30)
         self.scheduler = Scheduler(settings_, policy)
+        self.state = self.scheduler.state
         self.now = 0.0
         self.next_id = 0
         self.worker = False
         self.stopping = False
         self.closing = False
         self.waiting: set[int] = set()
+        self.begun: set[int] = set()
         self.running: dict[int, int] = {}
         self.weights: dict[int, int] = {}
         self.outcomes: dict[int, str] = {}
@@ -59,16 +64,17 @@ class SchedulerMachine(RuleBasedStateMachine):
             match effect:
                 case StartWorker():
                     assert not self.worker, "two workers at once"
-                    assert not self.closing, "started although the daemon ends"
+                    assert not self.closing or self.begun & self.waiting, "started although the daemon ends"
                     self.worker, self.stopping = True, False
                 case StopWorker():
                     assert self.worker, "there is nothing to stop"
                     self.stopping = True
                 case Grant(request_id):
-                    assert self.scheduler.state is State.READY
+                    assert self.state is State.READY
                     assert not self.stopping, "granted to a worker that is leaving"
                     assert request_id in self.waiting
                     self.waiting.remove(request_id)
+                    self.begun.add(request_id)
                     self.running[request_id] = min(self.weights[request_id], SLOTS)
                 case Suspend(request_id):
                     del self.running[request_id]
@@ -77,8 +83,12 @@ class SchedulerMachine(RuleBasedStateMachine):
                     self.waiting.discard(request_id)
                     self.running.pop(request_id, None)
                     self.end(request_id, "refused")
-                case _:
-                    pass
+                case Changed(old, new):
+                    assert self.state is old
+                    self.state = new
+                case Expire():
+                    pass  # nobody here has a deadline
+        assert self.state is self.scheduler.state
 
     def end(self, request_id: int, outcome: str) -> None:
         assert request_id not in self.outcomes, f"request {request_id} ended twice"
@@ -96,7 +106,9 @@ class SchedulerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.running)
     @rule(data=st.data())
     def finish(self, data: st.DataObject) -> None:
-        request_id = data.draw(st.sampled_from(sorted(self.running)))
+        self.finish_one(data.draw(st.sampled_from(sorted(self.running))))
+
+    def finish_one(self, request_id: int) -> None:
         del self.running[request_id]
         self.end(request_id, "done")
         self.apply(self.scheduler.ended(request_id, self.now))
@@ -123,13 +135,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert not self.worker, "tried again for nobody"
 
     @precondition(lambda self: self.worker)
-    @rule(permanent=st.sampled_from([False, False, False, True]), killed=st.booleans(), data=st.data())
-    def worker_exits(self, permanent: bool, killed: bool, data: st.DataObject) -> None:
+    @rule(permanent=st.sampled_from([False, False, False, True]), kind=st.sampled_from(KINDS), data=st.data())
+    def worker_exits(self, permanent: bool, kind: CrashKind, data: st.DataObject) -> None:
         progressed = frozenset[int]()
         if self.running:
             progressed = data.draw(st.frozensets(st.sampled_from(sorted(self.running))))
-        crash = Crash("killed" if killed else "fault", progressed)
-        self.worker_ends(crash, permanent=permanent)
+        self.worker_ends(Crash(kind, progressed), permanent=permanent)
 
     def worker_ends(self, crash: Crash, *, permanent: bool = False) -> None:
         self.worker = self.stopping = False
@@ -154,9 +165,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.apply(self.scheduler.broken("garbage", permanent=permanent))
 
     @precondition(lambda self: self.worker)
-    @rule()
-    def worker_hangs(self) -> None:
-        self.apply(self.scheduler.hung("no progress"))
+    @rule(kind=st.sampled_from(KINDS))
+    def worker_hangs(self, kind: CrashKind) -> None:
+        self.apply(self.scheduler.hung("no progress", kind=kind))
 
     @rule(force=st.booleans())
     def unload(self, force: bool) -> None:
@@ -213,21 +224,26 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert self.running
 
     @invariant()
-    def a_daemon_that_ends_without_workers_is_closed(self) -> None:
+    def a_daemon_that_ends_waits_only_for_what_has_begun(self) -> None:
         """Else it would wait for this model until the drain's time is up."""
-        if self.closing and not self.worker:
-            assert self.scheduler.state is State.CLOSED
+        if self.closing:
+            assert self.waiting <= self.begun
+            assert self.waiting or self.running or self.stopping or self.scheduler.state is State.CLOSED
 
     def teardown(self) -> None:
         """When the events stop and the daemon ends, every request has ended once and no worker is left."""
+        self.closing = True
         self.apply(self.scheduler.shutdown(self.now))
-        while self.running:
-            request_id = next(iter(self.running))
-            del self.running[request_id]
-            self.end(request_id, "done")
-            self.apply(self.scheduler.ended(request_id, self.now))
-        if self.worker:
-            self.worker_ends(Crash())
+        for _ in range(100):
+            if self.stopping:
+                self.worker_ends(Crash())
+            elif self.running:
+                self.finish_one(min(self.running))
+            elif self.scheduler.state is State.LOADING:
+                self.apply(self.scheduler.loaded(SLOTS, self.now))
+            elif (wakes_at := self.scheduler.next_wake()) is not None:
+                self.now = max(self.now, wakes_at)
+                self.apply(self.scheduler.wake(self.now))
         assert self.scheduler.state is State.CLOSED
         assert not self.waiting
         assert not self.worker

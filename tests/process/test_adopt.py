@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import subprocess
@@ -101,6 +102,22 @@ async def test_adopted_process_tells_of_its_end(leak_check: None) -> None:
     await asyncio.sleep(0)
     os.kill(pid, signal.SIGTERM)
     assert await asyncio.wait_for(asyncio.gather(*waiting), 5) == [-signal.SIGTERM] * 2
+
+
+@pytest.mark.both_loops
+async def test_adopted_process_is_looked_after_where_no_pidfd_tells(
+    leak_check: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An old kernel, another system: it is looked at again and again instead."""
+
+    def refuse(_pid: int) -> int:
+        raise OSError(errno.ENOSYS, "not here")
+
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    pid = child("exec sleep 100")
+    process = AdoptedProcess(pid)
+    os.kill(pid, signal.SIGTERM)
+    assert await asyncio.wait_for(process.wait(), 5) == -signal.SIGTERM
 
 
 async def test_stranger_is_not_adopted(leak_check: None) -> None:

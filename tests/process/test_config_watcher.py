@@ -8,11 +8,11 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
+import watchfiles.main
 from tests.support.polling import eventually
 
 from llmvisor import limits
 from llmvisor.clock import SystemClock
-from llmvisor.config import inotify
 from llmvisor.config.source import ConfigSource
 from llmvisor.config.watcher import ConfigWatcher
 
@@ -50,7 +50,10 @@ def replace(file: Path, text: str) -> None:
 
 
 def kernel_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inotify, "_open", lambda: None)
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(28, "OS file watch limit reached")
+
+    monkeypatch.setattr(watchfiles.main, "RustNotify", refuse)
     monkeypatch.setattr(limits, "config_look_seconds", 0.2)
 
 
@@ -106,6 +109,21 @@ async def test_other_files_of_the_folder_are_nobodys_business(file: Path) -> Non
             (file.parent / "main.log").write_text(str(number))
         await asyncio.sleep(limits.config_settle_seconds * 2)
         assert told == []
+
+
+async def test_volume_whose_link_is_turned_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Kubernetes renews a ConfigMap: the file itself is a link through `..data`, and stays what it is."""
+    monkeypatch.setattr(limits, "config_look_seconds", 60.0)
+    for version in ("..v1", "..v2"):
+        (tmp_path / version).mkdir()
+        (tmp_path / version / "config.yaml").write_text(version)
+    (tmp_path / "..data").symlink_to("..v1")
+    file = tmp_path / "config.yaml"
+    file.symlink_to("..data/config.yaml")
+    async with watched(file) as told:
+        (tmp_path / "..data_tmp").symlink_to("..v2")
+        (tmp_path / "..data_tmp").rename(tmp_path / "..data")
+        await eventually(lambda: told == ["..v2"], 5)
 
 
 async def test_change_before_the_watch_began_counts(file: Path) -> None:

@@ -104,7 +104,7 @@ def assert_same(first: Got, second: Got) -> None:
 
 @pytest.mark.parametrize("name", REQUESTS)
 def test_text_goes_on_after_every_cut(tiny: Path, name: str) -> None:
-    """In a fresh worker, after (nearly) each delta: text, tokens, calls, scores, ends and usage are those of one run."""
+    """In a fresh worker, after nearly each delta: text, tokens, calls, scores, ends and usage are those of one run."""
     wanted = REQUESTS[name]
     choices = wanted.get("n", 1)
     with llama_driver(tiny, parallel=2, n_ctx=2048) as driver:
@@ -242,7 +242,7 @@ def test_grammar_that_refuses_while_catching_up_fails_its_request_alone(tiny: Pa
 
 @pytest.fixture(scope="module")
 def starter() -> Iterator[LlamaDriver]:
-    with llama_driver(starter_model_path(), n_ctx=2048, parallel=2, n_threads=2) as driver:
+    with llama_driver(starter_model_path(), n_ctx=2048, parallel=2, n_threads=1) as driver:
         yield driver
 
 
@@ -250,14 +250,14 @@ def starter() -> Iterator[LlamaDriver]:
 def test_starter_model_goes_on_after_a_cut(starter: LlamaDriver) -> None:
     """Greedy, prompt computed anew each time: the rest is that of one run, up to where noise decides."""
     conversation = ChatPrompt([ChatMessage("user", "Tell me about the sea.")])
-    wanted: dict[str, Any] = {"conversation": conversation, "max_tokens": 32, "logprobs": 5, "cache_prompt": False}
+    wanted: dict[str, Any] = {"conversation": conversation, "max_tokens": 24, "logprobs": 5, "cache_prompt": False}
     whole = starter.outputs[starter.converse(**wanted), 0]
     starter.run()
-    for cut in (1, 2, 5, 11, 17, 24, 31):
+    for cut in (1, 5, 12, 20):
         id = starter.converse(**wanted, resumed=[Resumed(whole.tokens[:cut])])
         starter.run()
         rest = starter.outputs[id, 0]
         rest.tokens = whole.tokens[:cut] + rest.tokens
-        rest.logprobs = whole.logprobs[: 32 - len(rest.logprobs)] + rest.logprobs
+        rest.logprobs = whole.logprobs[: 24 - len(rest.logprobs)] + rest.logprobs
         assert_same_up_to_noise(rest, whole, epsilon=STARTER_NOISE)
-        assert (rest.finish, starter.done[id].completion_tokens) == ("length", 32)
+        assert (rest.finish, starter.done[id].completion_tokens) == ("length", 24)

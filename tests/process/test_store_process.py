@@ -60,7 +60,7 @@ asyncio.run(Store(Path(sys.argv[1]), SystemClock(), migrations=(*MIGRATIONS, hal
 FULL_DISK = """
 import asyncio, resource, sys
 from pathlib import Path
-from llmvisor import limits
+from llmvisor.store import limits
 from llmvisor.clock import SystemClock
 from llmvisor.errors import StoreUnavailable
 from llmvisor.store.store import Store

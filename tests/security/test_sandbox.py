@@ -92,6 +92,30 @@ def test_files_of_others_are_out_of_reach(worker: Worker, folder: Path, code: st
 
 
 @linux
+@pytest.mark.parametrize(
+    "call",
+    [
+        "chmod('{file}', 0o777)",
+        "fchmod(os.open('{file}', os.O_RDONLY), 0o777)",
+        "chown('{file}', -1, os.getegid() + 1)",
+        "utime('{file}', (1, 1))",
+        "utime(os.open('{file}', os.O_RDONLY), (1, 1))",
+        "setxattr('{file}', 'user.note', b'x')",
+    ],
+)
+def test_what_is_known_of_a_file_stays(worker: Worker, folder: Path, call: str) -> None:
+    """Landlock holds neither mode, owner nor times: a worker could show a person's keys to everybody."""
+    file = folder / "model" / "weights"
+    before = file.stat()
+    ask(worker, f"import os; os.{call.replace('{file}', str(file))}")
+    after = file.stat()
+    assert [after.st_mode, after.st_gid, after.st_mtime] == [before.st_mode, before.st_gid, before.st_mtime]
+    assert os.listxattr(file) == []
+    copy = f"import shutil; said(shutil.copy2('{folder}/model/weights', '{folder}/own/copy')[-8:])"
+    assert ask(worker, copy) == "own/copy"
+
+
+@linux
 def test_own_files_are_in_reach(worker: Worker, folder: Path) -> None:
     """The model is read; in its own folder the worker makes, moves and removes what it likes."""
     assert ask(worker, f"said(open('{folder}/model/weights').read())") == "weights"
@@ -170,17 +194,32 @@ def test_unix_sockets_are_out_of_reach(worker: Worker, tmp_path: Path) -> None:
     assert ask(worker, "import socket; a, b = socket.socketpair(); a.send(b'x'); said(str(b.recv(1)))") == "b'x'"
 
 
+@linux
+def test_datagrams_of_a_pair_go_nowhere_else(worker: Worker, tmp_path: Path) -> None:
+    """The system's log, or what speaks for a service: a socket of a pair needs no connection to send there."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.setblocking(False)
+        for kind in ("SOCK_DGRAM", "SOCK_RAW"):
+            pair = f"import socket; pair = socket.socketpair(socket.AF_UNIX, socket.{kind}); "
+            assert ask(worker, f"{pair}pair[0].sendto(b'x', '{tmp_path}/s')") == "OSError 97"
+        with pytest.raises(BlockingIOError):
+            listener.recv(1)
+
+
 @landlocked
 def test_other_processes_are_out_of_reach(worker: Worker) -> None:
-    """No signal reaches the daemon, and its environment, memory and descriptors cannot be read."""
+    """No signal reaches the daemon, its environment, memory and descriptors cannot be read, its limits not be set (a
+    second of CPU time would be its end)."""
     code = f"""
-import os
+import os, resource
 for attempt in (
     lambda: os.kill({os.getpid()}, 0),
     lambda: open('/proc/{os.getpid()}/environ', 'rb').read(),
     lambda: open('/proc/{os.getpid()}/mem', 'rb').read(1),
     lambda: os.readlink('/proc/{os.getpid()}/fd/0'),
     lambda: os.open('/proc/{os.getpid()}/' + 'root' + '/etc/passwd', os.O_RDONLY),
+    lambda: resource.prlimit({os.getpid()}, resource.RLIMIT_NPROC),
 ):
     try:
         said('reached ' + str(attempt())[:50])
@@ -189,7 +228,7 @@ for attempt in (
 """
     said = ask(worker, code).split("\n")
     expected_signal = "PermissionError" if landlock.abi_version() >= 6 else "reached None"
-    assert said == [expected_signal, *["PermissionError"] * 4]
+    assert said == [expected_signal, *["PermissionError"] * 5]
 
 
 @linux
@@ -300,6 +339,21 @@ def test_kernel_without_landlock_is_said_and_does_without(tmp_path: Path) -> Non
         assert "seccomp" in hello.confined.in_force
         worker.send(load_of())
         assert worker.receive_until(Loaded)
+
+
+@landlocked
+def test_kernel_whose_landlock_holds_no_signals_says_so() -> None:
+    """Up to Linux 6.11 a worker could end its daemon: that is told, and not what `required` asks for."""
+    program = NO_LANDLOCK.replace("lambda: 0", "lambda: 5")
+    with Worker(program=program, extra=confined()) as worker:
+        hello = worker.receive()
+        assert isinstance(hello, Hello)
+        assert hello.confined is not None
+        assert "landlock 5" in hello.confined.in_force
+        assert [line.partition(":")[0] for line in hello.confined.missing] == ["signals"]
+    with Worker(program=program, extra=confined(mode="required")) as worker:
+        assert worker.wait() == os.EX_CONFIG
+        assert "signals: Landlock 5 does not hold them" in worker.log()
 
 
 @linux

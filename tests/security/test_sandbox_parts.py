@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 
@@ -22,8 +23,8 @@ def test_filter_is_one_that_the_kernel_takes(machine: str, *, unix_sockets: bool
     assert lines[-1] == (0x06, 0, 0, 0x7FFF0000)
     known = seccomp.MACHINES[machine]
 
-    def result(number: int, argument: int = 0, audit: int = known.audit) -> int:
-        return run_filter(lines, {0: number, 4: audit, 16: argument})
+    def result(number: int, argument: int = 0, second: int = 0, audit: int = known.audit) -> int:
+        return run_filter(lines, {0: number, 4: audit, 16: argument, 24: second})
 
     assert result(1) == 0x7FFF0000
     assert result(known.socket, 2) == 0x00050000 | 97
@@ -32,6 +33,12 @@ def test_filter_is_one_that_the_kernel_takes(machine: str, *, unix_sockets: bool
     assert result(known.clone, 0x00010000) == 0x7FFF0000
     assert result(1, audit=0x40000003) == 0x00050000 | 38
     assert all(result(number) == 0x00050000 | 1 for number in known.refused.values())
+    assert all(result(number) == 0x00050000 for number in known.unchanged.values())
+    assert result(known.prlimit, 0) == 0x7FFF0000
+    assert result(known.prlimit, 4711) == 0x00050000 | 1
+    assert result(known.socketpair, 1, 1 | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) == 0x7FFF0000
+    assert {result(known.socketpair, 1, kind) for kind in (2, 3, 5)} == {0x00050000 | 97}
+    assert result(known.socketpair, 30, 1) == 0x00050000 | 97
 
 
 def run_filter(lines: list[seccomp.Instruction], data: dict[int, int]) -> int:
@@ -44,6 +51,8 @@ def run_filter(lines: list[seccomp.Instruction], data: dict[int, int]) -> int:
             return operand
         if code == 0x20:
             value = data[operand]
+        elif code == 0x54:
+            value &= operand
         else:
             holds = {0x15: value == operand, 0x35: value >= operand, 0x45: bool(value & operand)}[code]
             at += yes if holds else no

@@ -149,3 +149,20 @@ def test_model_of_many_files_in_many_places_is_served(tmp_path: Path) -> None:
         answer = daemon.complete("tiny", prompt, max_tokens=1)[1]
         assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
         assert "Permission denied" not in daemon.console()
+
+
+def test_worker_that_is_adopted_keeps_its_sandbox_and_its_folder(tmp_path: Path) -> None:
+    """An upgrade of the daemon in place: same worker, same limits, and its temporary files stay until it goes."""
+    config: Json = {"models": {"nosy": mock_model()}, "backends": {"mock": {"python": nosy_python(tmp_path)}}}
+    with Daemon(config) as daemon:
+        made = Path(ask_daemon(daemon, "nosy", "import tempfile; said(tempfile.mkstemp()[1])"))
+        before = daemon.runtime("nosy")
+        status, answer = daemon.control("POST", "/restart", {})
+        assert status in {200, 202}, answer
+        eventually_sync(lambda: "adopted" in daemon.console() or "upgraded" in daemon.console(), 30, "the upgrade")
+        after = daemon.runtime("nosy")
+        assert (after["pid"], after["sandbox"]) == (before["pid"], before["sandbox"])
+        assert made.exists()
+        assert ask_daemon(daemon, "nosy", f"said(open({str(daemon.config_file)!r}).read())") in REFUSED
+        os.kill(after["pid"], 9)
+        eventually_sync(lambda: not made.parent.exists(), 10, "the folder goes with the worker")

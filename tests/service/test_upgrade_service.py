@@ -38,7 +38,7 @@ def test_upgrade_that_is_given_up_is_told_as_over() -> None:
     folder = short_folder()
     with NotifySocket(str(folder / "notify")) as manager:
         with no_leaks(), Daemon({"models": MODELS}, env={"NOTIFY_SOCKET": manager.address}) as daemon:
-            with stream(daemon, "slow", max_tokens=100) as client:
+            with stream(daemon, "slow", max_tokens=400) as client:
                 client.next_event()
                 begin_upgrade(daemon, timeout_seconds=0.2)
                 assert ended_upgrade(daemon)["state"] == "failed"

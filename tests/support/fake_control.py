@@ -24,12 +24,13 @@ from llmvisor.control.api import (
     LogRecord,
     Postmortem,
     RegistryModel,
+    ReloadReport,
     RuntimeStatus,
     UpgradeRequest,
     UpgradeStatus,
     UsageRow,
 )
-from llmvisor.errors import Conflict, ModelNotFound, NotFound
+from llmvisor.errors import Conflict, InvalidConfig, ModelNotFound, NotFound
 from llmvisor.jobs.history import JobEvent
 from llmvisor.models.registry import RegistryName
 from llmvisor.store.usage import UsageGroup
@@ -71,6 +72,8 @@ class FakeControl:
     records: list[LogRecord] = field(default_factory=list[LogRecord])
     problems: list[str] = field(default_factory=list[str])
     checked: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
+    put: list[str] = field(default_factory=list[str])
+    reload_fails: bool = False
     crashes: list[Postmortem] = field(default_factory=list[Postmortem])
     shutdowns: int = 0
     restarts: list[UpgradeRequest] = field(default_factory=list[UpgradeRequest])
@@ -199,6 +202,15 @@ class FakeControl:
     def check_config(self, text: str, name: str) -> list[str]:
         self.checked.append((text, name))
         return self.problems
+
+    async def reload_config(self) -> ReloadReport:
+        if self.reload_fails:
+            raise InvalidConfig("config.yaml:3: no")
+        return ReloadReport(TIME, "request", "unchanged", "nothing changed")
+
+    async def put_config(self, text: str) -> ReloadReport:
+        self.put.append(text)
+        return await self.reload_config()
 
     def restart(self, request: UpgradeRequest) -> UpgradeStatus:
         self.restarts.append(request)

@@ -60,6 +60,7 @@ class FakeWorker:
     """Keeps what it is sent; the test says what it reports and when it has gone."""
 
     pid = 4242
+    is_stopped = False
 
     def __init__(self, report: Callable[[Report], None], exit: Callable[[WorkerExit], None]) -> None:
         self.report = report
@@ -78,10 +79,11 @@ class FakeWorker:
         self.report(Hello(PROTOCOL_VERSION, "mock", "1", self.pid))
         self.report(Loaded(INFO))
 
-    def exit(self, code: int = 0) -> None:
+    def exit(self, code: int = 0, *, memory_ran_out: bool | None = None) -> None:
         """With this code, or by this signal where it is negative."""
         how = (code, None) if code >= 0 else (None, -code)
-        self._exit(WorkerExit(*how, requested=bool(self.stops), violation=None, last_lines=[]))
+        requested = bool(self.stops)
+        self._exit(WorkerExit(*how, requested=requested, violation=None, last_lines=[], memory_ran_out=memory_ran_out))
 
 
 class FakeWorld:

@@ -60,6 +60,10 @@ class FakeRuntimes:
         self.calls.append(("replace", name))
         self.configs[name] = config
 
+    def put_installed(self, name: str, config: ModelConfig, *, type: str) -> None:
+        self.calls.append(("put_installed", name))
+        self.configs[name] = config
+
     async def remove(self, name: str) -> None:
         self.calls.append(("remove", name))
         del self.configs[name]

@@ -8,7 +8,7 @@ mkdir -p /run/systemd/system/llmvisor.service.d /etc/llmvisor
 printf '[Service]\nEnvironment=LD_LIBRARY_PATH=/opt/python/lib\n' > /run/systemd/system/llmvisor.service.d/library.conf
 export LD_LIBRARY_PATH=/opt/python/lib
 cat > /etc/llmvisor/config.yaml <<'END'
-server: {shutdown_timeout: 4}
+server: {shutdown_timeout: 6}
 models:
   mock: {backend: mock, options: {token_delay_ms: 10, reply_tokens: 8}}
 END
@@ -44,9 +44,11 @@ answer after_kill "$(ask) $(shown NRestarts)"
 (for _ in $(seq 10); do ask; echo; done) > /run/answers &
 sleep 0.3; systemctl restart llmvisor.service; wait
 answer during_restart "$(sort /run/answers | uniq -c | tr -s ' ')"
-printf '[Service]\nWatchdogSec=1\n' > /run/systemd/system/llmvisor.service.d/watchdog.conf
-systemctl daemon-reload; systemctl restart llmvisor.service; sleep 2.5
+printf '[Service]\nWatchdogSec=3\n' > /run/systemd/system/llmvisor.service.d/watchdog.conf
+systemctl daemon-reload; systemctl restart llmvisor.service; sleep 3.5
 answer fed "$(shown NRestarts) $(shown ActiveState)"
+ctl restart-daemon > /dev/null 2>&1; sleep 3.5
+answer fed_after_upgrade "$(shown NRestarts) $(shown ActiveState)"
 kill -STOP "$(shown MainPID)"
 for _ in $(seq 100); do [ "$(shown NRestarts)" != 0 ] && break; sleep 0.2; done
 answer starved "$(shown NRestarts)"

@@ -28,6 +28,10 @@ class Fake:
         self.ready_at = 0.0
         self.active_at = 0.0
         self.calls: list[str] = []
+        self.shown = False
+
+    def waits_for_memory(self) -> None:
+        self.shown = True
 
     def unload(self) -> None:
         self.calls.append("unload")
@@ -56,7 +60,7 @@ class World:
         )
 
     async def load(self, name: str, size: int) -> None:
-        self.models[name].state = State.LOADING
+        self.models[name].state, self.models[name].in_flight = State.LOADING, 1
         await self.admission.admit(name, size)
 
     def loaded(self, name: str, size: int, *, busy: bool = False) -> Fake:
@@ -84,6 +88,7 @@ async def test_load_waits_until_the_memory_is_really_back() -> None:
     load = asyncio.create_task(world.load("b", 5))
     await settle()
     assert (other.calls, load.done()) == (["unload"], False)
+    assert world.models["b"].shown
     world.gone("a")
     await load
     assert world.budget.held_bytes("b") == 5

@@ -22,6 +22,7 @@ from llmvisor.services.service import (
     SamplingRequest,
     Scored,
     ScoringRequest,
+    Terms,
 )
 from llmvisor_runtimes.protocol import ChatMessage, ChatPrompt, Delta, Done, Embedding, Sampling, TextPrompt, Tool
 
@@ -173,6 +174,19 @@ async def test_answer_of_a_model_that_was_replaced_meanwhile_is_not_kept(
     assert (len(counted.runs), counted.calls) == (2, 1)
     await service.embed("m", EmbeddingRequest("r", ["a"], ["dense"]))
     assert counted.calls == 2
+
+
+async def test_run_that_asks_for_an_error_is_shared_by_nobody(service: CachedService, counted: Counted) -> None:
+    """Where its worker ends it ends too, and that is nobody else's wish; it may share a run that goes on."""
+    off = msgspec.structs.replace(asked(), terms=Terms(resume=False))
+    streams = [service.generate("m", off), service.generate("m", asked()), service.generate("m", off)]
+    assert len(counted.runs) == 2
+    assert [stream.cache for stream in streams] == ["miss", "miss", "coalesced"]
+    for run in counted.runs:
+        run.go.set()
+    for stream in streams:
+        async with stream:
+            assert [batch async for batch in stream]
 
 
 async def test_run_that_fails_fails_for_all_and_is_not_kept(service: CachedService, counted: Counted) -> None:

@@ -84,7 +84,7 @@ def test_nobody_goes_where_it_would_not_help() -> None:
 
 def test_two_loads_share_one_eviction() -> None:
     """What comes back from one model is enough for both, so no second one goes."""
-    decision = decided([load("b", 3), load("c", 4)], [idle("a", 9), idle("x", 1)])
+    decision = decided([load("b", 3), load("c", 4)], [idle("a", 9), idle("x", 9, rate=0.2)], limit=18)
     assert decision.evict == ["a"]
     decision = decided([load("b", 3), load("c", 4)], [leaving("a", 9), idle("x", 1)])
     assert (decision.evict, decision.admit) == ([], [])
@@ -163,6 +163,15 @@ def test_load_that_other_programs_leave_no_room_for_evicts_nobody_and_holds_nobo
     assert decision.refuse == [Refusal("big", never=False)]
     enough = Room(free_bytes=7, limit_bytes=10, attainable_bytes=9)
     assert decide([big], residents, enough, now=NOW + 10, min_residency_seconds=RESIDENCY).evict == ["a"]
+
+
+def test_load_that_no_request_waits_for_takes_what_is_free_and_evicts_nobody() -> None:
+    """Of two models to be preloaded that do not fit together one stays; requests pass the other."""
+    preload = Load("p", 5, NOW - 1000, NOW + 60, asked_for=False)
+    decision = decided([preload, load("b", 4)], [idle("a", 6)])
+    assert (decision.evict, decision.admit, decision.refuse) == ([], ["b"], [])
+    assert decided([preload], [busy("a", 6)]).yield_ == []
+    assert decided([preload], []).admit == ["p"]
 
 
 def test_many_idle_models_are_chosen_from_quickly_and_nearly_as_well() -> None:

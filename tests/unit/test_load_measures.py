@@ -8,11 +8,11 @@ from typing import cast
 import msgspec
 import pytest
 
-from llmvisor import limits
 from llmvisor.clock import SystemClock
 from llmvisor.config.tree import ModelConfig
 from llmvisor.control.api import ModelState, RuntimeStatus
 from llmvisor.errors import StoreUnavailable
+from llmvisor.store import limits
 from llmvisor.store.measures import LoadKey
 from llmvisor.supervision.measured import LoadHistory, LoadMeasurer, options_sha256
 

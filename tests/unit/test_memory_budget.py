@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from llmvisor.errors import InsufficientMemory
-from llmvisor.supervision.machine_memory import MachineMemory
+from llmvisor.supervision.machine_memory import MachineMemory, process_memory
 from llmvisor.supervision.memory import MemoryBudget
 
 GIB = 2**30
@@ -60,6 +62,47 @@ def test_model_that_loads_again_counts_once() -> None:
     with pytest.raises(InsufficientMemory):
         one.reserve("a", 11)
     one.reserve("b", 10)
+
+
+def test_what_is_mapped_of_a_models_file_is_not_free_although_the_machine_says_so() -> None:
+    """The kernel could drop these pages: of a model that computes with them they are read again at each step."""
+    machine = {"available": 10}
+    one = MemoryBudget(100, available=lambda: machine["available"])
+    one.reserve("a", 6)
+    assert (one.free_bytes(), one.attainable_bytes()) == (4, 10)
+    machine["available"] = 8  # it has loaded: 2 of its own, 4 of the file's
+    one.told("a", 6, own_bytes=2)
+    assert (one.free_bytes(), one.attainable_bytes()) == (4, 10)
+    machine["available"] = 4  # a model that was read into memory of its own
+    one.told("a", 6)
+    assert (one.free_bytes(), one.attainable_bytes()) == (4, 10)
+
+
+def test_worker_that_takes_more_than_was_expected_holds_that() -> None:
+    """And one that takes less keeps what was promised to it."""
+    one = budget(limit=10)
+    one.reserve("a", 4)
+    one.told("a", 7)
+    assert (one.held_bytes("a"), one.excess_bytes("a"), one.free_bytes()) == (7, 3, 3)
+    one.told("a", 2)
+    assert (one.held_bytes("a"), one.excess_bytes("a"), one.free_bytes()) == (4, -2, 6)
+
+
+def test_two_workers_can_take_each_others_keys() -> None:
+    """As when a replacement takes the name."""
+    one = budget(limit=10)
+    one.reserve("a", 4)
+    one.reserve("a#2", 5)
+    one.exchange("a", "a#2")
+    assert (one.held_bytes("a"), one.held_bytes("a#2")) == (5, 4)
+
+
+def test_memory_of_a_process_is_told_while_it_lives() -> None:
+    """All of it, and what is no page of a file."""
+    found = process_memory(os.getpid())
+    assert found is not None
+    assert 0 < found.own_bytes < found.rss_bytes
+    assert process_memory(2**22 + 1) is None
 
 
 def test_machine_has_memory() -> None:

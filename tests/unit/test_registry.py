@@ -11,12 +11,12 @@ import pytest
 from tests.support.fake_worker import FakeClock
 from tests.support.polling import eventually
 
-from llmvisor import limits
 from llmvisor.config.tree import Registries
 from llmvisor.control.api import FoundModel
 from llmvisor.errors import QueueFull, StoreUnavailable
 from llmvisor.fetch.failures import FetchProblem
 from llmvisor.fetch.protocol import Found, SearchRequest
+from llmvisor.models import limits
 from llmvisor.models.registry import Registry, RegistryName, memory_needed
 from llmvisor.store.registry import FoundRow, RegistryRows
 from llmvisor.store.store import Store

@@ -182,6 +182,22 @@ class TestCrash:
         assert Refuse(1, "runtime_crashed", "boom", 1.0) in one.exited("boom", 6)
         assert one.state is State.CLOSED
 
+    def test_a_suspect_that_is_slow_holds_up_the_others_for_a_minute_at_most(self) -> None:
+        """An embedding of many texts, or a client that does not read: it does no harm, and is let be."""
+        one = ready(restarts_max=100)
+        for request_id in (1, 2):
+            one.submit(ticket(request_id))
+        for at in (10, 30):
+            one.exited("boom", at)
+            one.wake(at + 10)
+            one.loaded(4, at + 10)
+        one.submit(ticket(3, at=50))
+        assert (one.on_probation, one.running, one.queued, one.next_wake()) == (2, 1, 2, 100)
+        assert one.wake(99) == []
+        assert one.wake(100) == [Grant(1)]
+        assert one.wake(160) == [Grant(3)]
+        assert one.on_probation is None
+
     def test_a_worker_that_is_sacrificed_counts_against_nobody_that_got_on(self) -> None:
         """Its requests go on in the next one, however often."""
         one = ready(restarts_max=100)
@@ -303,7 +319,7 @@ class TestUnload:
         one = ready()
         one.submit(ticket(1))
         assert without_changes(one.unload_wanted(2, force=True)) == [StopWorker("kill", "unloaded by force")]
-        assert Refuse(1, "runtime_crashed", "killed", 1.0) in one.exited("killed", 3)
+        assert Refuse(1, "unloaded", "it was unloaded by force", 1.0) in one.exited("killed", 3)
         assert (one.state, one.restarts) == (State.STOPPED, 0)
 
     def test_force_hurries_an_unload_under_way(self) -> None:

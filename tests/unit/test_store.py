@@ -22,10 +22,9 @@ import pytest
 from tests.support.fake_control import job
 from tests.support.polling import eventually
 
-from llmvisor import limits
 from llmvisor.clock import SystemClock
 from llmvisor.errors import StoreUnavailable
-from llmvisor.store import opening
+from llmvisor.store import limits, opening
 from llmvisor.store.jobs import JobRows
 from llmvisor.store.migrations import MIGRATIONS, REQUIRED, Migration
 from llmvisor.store.store import Store

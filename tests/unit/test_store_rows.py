@@ -16,6 +16,7 @@ from llmvisor.clock import SystemClock
 from llmvisor.control.api import InstalledModel, Job, JobParams, UsageRow
 from llmvisor.fetch.protocol import FoundModel
 from llmvisor.models.installed import Installed
+from llmvisor.store import limits as store_limits
 from llmvisor.store.jobs import JobRows, SavedJob
 from llmvisor.store.measures import LoadKey, LoadMeasure, MeasureRows
 from llmvisor.store.models import ModelRows
@@ -202,8 +203,8 @@ async def test_search_without_a_hit_is_remembered_too(store: Store) -> None:
 
 async def test_registry_rows_are_bounded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """The models and searches fetched longest ago go; a search whose models have gone gives those that are left."""
-    monkeypatch.setattr(limits, "registry_rows_max", 3)
-    monkeypatch.setattr(limits, "registry_searches_max", 2)
+    monkeypatch.setattr(store_limits, "registry_rows_max", 3)
+    monkeypatch.setattr(store_limits, "registry_searches_max", 2)
     rows = RegistryRows(store)
     for number in range(3):
         time = NOW + timedelta(minutes=number)
@@ -261,7 +262,7 @@ async def test_usage_is_summed_by_what_is_asked(store: Store) -> None:
 
 async def test_usage_of_very_many_days_is_that_of_the_last(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where an answer would be too long the oldest days are left out, and the others are in their order."""
-    monkeypatch.setattr(limits, "usage_sums_max", 3)
+    monkeypatch.setattr(store_limits, "usage_sums_max", 3)
     rows = UsageRows(store)
     await rows.add([ended(time=f"2026-05-0{day}T12:00:00", model=model) for day in (1, 2, 3) for model in ("a", "b")])
     assert [(row.day, row.model) for row in await rows.sums(["day", "model"])] == [
@@ -302,8 +303,8 @@ async def test_usage_that_nobody_caused_is_empty(store: Store) -> None:
 
 async def test_requests_are_kept_one_by_one_only_for_a_while(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Old requests become sums by day: the table stays small, and no sum changes."""
-    monkeypatch.setattr(limits, "usage_rows_max", 10)
-    monkeypatch.setattr(limits, "usage_rows_slack", 5)
+    monkeypatch.setattr(store_limits, "usage_rows_max", 10)
+    monkeypatch.setattr(store_limits, "usage_rows_slack", 5)
     rows = UsageRows(store)
     for day in range(1, 9):
         await rows.add([ended(time=f"2026-05-0{day}T12:00:00", tier=None, first_token_ms=None), ended(model="b")] * 5)
@@ -318,9 +319,9 @@ async def test_requests_are_kept_one_by_one_only_for_a_while(store: Store, monke
 
 async def test_sums_by_day_are_bounded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sums of the oldest days go in the end."""
-    monkeypatch.setattr(limits, "usage_rows_max", 0)
-    monkeypatch.setattr(limits, "usage_rows_slack", 0)
-    monkeypatch.setattr(limits, "usage_day_rows_max", 3)
+    monkeypatch.setattr(store_limits, "usage_rows_max", 0)
+    monkeypatch.setattr(store_limits, "usage_rows_slack", 0)
+    monkeypatch.setattr(store_limits, "usage_day_rows_max", 3)
     rows = UsageRows(store)
     for day in range(1, 7):
         await rows.add([ended(time=f"2026-05-0{day}T12:00:00")])
@@ -368,7 +369,7 @@ async def test_measures_of_loads_come_together(store: Store) -> None:
 
 async def test_measures_are_bounded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """The measures that are oldest go."""
-    monkeypatch.setattr(limits, "load_measures_max", 2)
+    monkeypatch.setattr(store_limits, "load_measures_max", 2)
     rows = MeasureRows(store)
     for number in range(4):
         key = LoadKey(f"m{number}", "mock", "a" * 64)

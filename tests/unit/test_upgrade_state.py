@@ -91,6 +91,16 @@ def test_memory_file_gives_back_what_was_written() -> None:
         os.close(fd)
 
 
+def test_memory_file_is_there_where_the_system_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """macOS: a file that has lost its name does as well."""
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+    fd = write_memory_file(b"state")
+    try:
+        assert read_memory_file(fd) == b"state"
+    finally:
+        os.close(fd)
+
+
 def test_daemon_that_just_starts_inherits_nothing() -> None:
     inherited = inherit({})
     assert (inherited.envelope, inherited.state, inherited.problem) == (None, None, None)

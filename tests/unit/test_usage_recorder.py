@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import pytest
 from tests.support.polling import eventually
 
-from llmvisor import limits
 from llmvisor.control.api import UsageRow
 from llmvisor.errors import StoreUnavailable
+from llmvisor.store import limits
 from llmvisor.store.usage import EndedRequest, UsageGroup
 from llmvisor.usage import UsageRecorder
 

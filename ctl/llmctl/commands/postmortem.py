@@ -26,10 +26,12 @@ def postmortem(session: Session) -> int:
     if not found:
         out.note("no crashes since the daemon started")
         return DONE
-    if model is None or (number is None and len(found) > 1):
+    lists = model is None or (number is None and len(found) > 1)
+    if lists:
         out.lines(crashes_table(found, width=out.width, paint=out.paint))
     if model is not None:
         if number is not None and number > len(found):
             raise UsageError(f"there are {len(found)} crashes of {model}, and no number {number}")
-        out.lines(postmortem_view(found[(number or 1) - 1], width=out.width, paint=out.paint))
+        shown = postmortem_view(found[(number or 1) - 1], width=out.width, paint=out.paint)
+        out.lines(["", *shown] if lists else shown)
     return DONE

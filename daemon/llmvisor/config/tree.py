@@ -61,7 +61,11 @@ MediaHost = Annotated[
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
 SocketMode = Annotated[str, Meta(extra={"form": "octal", "allowed": 'an octal mode from "0600" to "0777"'})]
 MemoryLimit = Annotated[
-    str, Meta(extra={"form": "memory", "allowed": "a share such as 80%, or bytes such as 16GiB or 17179869184"})
+    str,
+    Meta(
+        max_length=64,
+        extra={"form": "memory", "allowed": "a share such as 80%, or bytes such as 16GiB or 17179869184"},
+    ),
 ]
 Backoff = Annotated[float, Meta(ge=0, le=3600)]
 EnvironmentValue = Annotated[str, Meta(max_length=32_768, extra={"form": "text"})]

@@ -14,7 +14,6 @@ from huggingface_hub.utils import (
     hf_raise_for_status,
 )
 
-from llmvisor import limits as daemon_limits
 from llmvisor.control.api import FoundModel
 from llmvisor.fetch import limits
 from llmvisor.fetch.failures import FetchProblem
@@ -24,6 +23,7 @@ from llmvisor.fetch.plain_text import printable, without_login
 from llmvisor.fetch.protocol import Found, SearchRequest
 from llmvisor.fetch.repository import is_repository
 from llmvisor.fetch.web import get_bytes
+from llmvisor.models import limits as model_limits
 
 _EXPANDED: Final = [
     "author",
@@ -48,7 +48,7 @@ _TAGS_MAX: Final = 32
 async def search(request: SearchRequest, *, session: aiohttp.ClientSession) -> Found:
     """The models that a registry has for these words, the most downloaded first. Raises `FetchProblem`."""
     query = " ".join(request.query.split())
-    if len(query) > daemon_limits.search_query_chars_max or not query.isprintable():
+    if len(query) > model_limits.search_query_chars_max or not query.isprintable():
         raise FetchProblem("invalid", "the words to search for are too long, or no text", hint="search for fewer words")
     if request.registry == "ollama":
         return Found(await _search_library(query, request, session))

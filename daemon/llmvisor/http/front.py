@@ -85,7 +85,9 @@ class Front:
         known yet, it waits for them. Raises `ModelNotFound`, also for one that the request's key is not for, and
         `TierNotConfigured`."""
         name = await self._found(requested, purpose)
-        if self.visible(name) or (not self.installed.is_open and await self.installed.wait_open() and self.visible(name)):
+        if not self.visible(name) and not self.installed.is_open:
+            await self.installed.wait_open()  # the key may mean an installed model by another name
+        if self.visible(name):
             return name
         own = None if _names_one(requested) else self._first_of_key()
         if own is None:

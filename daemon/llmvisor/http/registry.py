@@ -5,12 +5,12 @@ from __future__ import annotations
 import msgspec
 from aiohttp import web
 
-from llmvisor import limits
 from llmvisor.control.api import ListAnswer
 from llmvisor.errors import InvalidRequest
 from llmvisor.http.answers import ENCODER, json_answer
 from llmvisor.http.front import FRONT
 from llmvisor.http.query import count, one_of
+from llmvisor.models import limits
 from llmvisor.models.registry import REGISTRIES
 
 _LIMIT_DEFAULT = 20

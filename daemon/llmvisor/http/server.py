@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import re
 from collections.abc import Awaitable, Callable
 
@@ -36,6 +37,7 @@ from llmvisor.http.openai.rerank import rerank, rerank_any, rerank_cohere, score
 from llmvisor.http.openai.tokenize import apply_template, detokenize, tokenize
 from llmvisor.http.registry import registry_models
 from llmvisor.http.settings import HttpSettings
+from llmvisor.http.terms import has_deadline, within_deadline
 from llmvisor.http.usage import ended_request, forget, usage
 from llmvisor.keys.gate import Gate
 from llmvisor.lean_structlog import structlog
@@ -260,6 +262,8 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     if has_body and request.match_info.http_exception is None:
         headers = request.headers
         rules.check_content_type(headers.getall("Content-Type", []), headers.get("Content-Encoding"))
+    if has_deadline(request):
+        handler = functools.partial(within_deadline, handler=handler)
     if key is not None and request.method == "POST" and not rules.is_management(request.path):
         return await access.counted(request, request.app[FRONT].gate, key, handler)
     return await handler(request)

@@ -66,8 +66,9 @@ async def within_deadline(request: web.Request, handler: Handler) -> web.StreamR
     Raises `InvalidRequest`, `RequestTimeout`.
     """
     request[DEADLINE] = deadline = _deadline(request)
+    timer = asyncio.timeout_at(deadline + limits.request_timeout_grace_seconds)
     try:
-        async with asyncio.timeout_at(deadline + limits.request_timeout_grace_seconds) as timer:
+        async with timer:
             return await handler(request)
     except TimeoutError:
         if not timer.expired():

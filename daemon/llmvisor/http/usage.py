@@ -76,7 +76,7 @@ def _outcome(request: web.Request, status: int) -> str:
 
 
 async def usage(request: web.Request) -> web.Response:
-    """Sums by `group_by` (model, day, service, tier; several with commas), `since` a day."""
+    """Sums by `group_by` (model, day, service, tier, key; several with commas), `since` a day."""
     group_by = _groups(request.query.get("group_by", ""))
     since = request.query.get("since")
     if since is not None and not _DAY.fullmatch(since):

@@ -60,7 +60,7 @@ class Recorder:
         """Wait until what is left is written, for no longer than this."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                while self._task is not None and self._unsaved and not self._complained:
+                while self._task is not None and self._unsaved and not self._complained:  # noqa: ASYNC110 - any may change
                     await asyncio.sleep(limits.job_flush_poll_seconds)
 
     async def close(self, seconds: float) -> None:

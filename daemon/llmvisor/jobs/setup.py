@@ -46,7 +46,7 @@ def make_jobs(
     new_id: Callable[[], str],
     clock: Clock,
 ) -> Jobs:
-    """The engine. `config` gives what holds at the time, and `runtime` finds a model's runtime (raising `ModelNotFound`)."""
+    """The engine. `config` gives what holds, and `runtime` finds a model's runtime (raising `ModelNotFound`)."""
     work = Work(
         runtime=runtime,
         library=library,

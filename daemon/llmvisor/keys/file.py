@@ -54,7 +54,7 @@ class KeyFile:
 
     def write(self, keys: KeyList) -> None:
         """On the disk once this returns; otherwise the file is what it was. Raises `StoreUnavailable`."""
-        fresh = self.path.with_name(f".{NAME}.{os.getpid()}")
+        fresh = self.path.with_name(f".{NAME}.new")  # one name, so that broken attempts do not pile up
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with suppress(FileNotFoundError):

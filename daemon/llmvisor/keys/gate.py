@@ -19,6 +19,7 @@ from llmvisor.keys.bucket import Rate, Usage
 from llmvisor.keys.file import KeyFile, KeyList
 from llmvisor.keys.key import ApiKey, KeyRing, hint_of, new_key, sha256_of
 from llmvisor.log import get_logger
+from llmvisor.store import limits as store_limits
 
 KEY: ContextVar[ApiKey | None] = ContextVar("key", default=None)
 """Of the request that is served: each runs in a task of its own, and hands it on to the tasks that it starts."""
@@ -76,8 +77,9 @@ class Gate:
         if presented is None:
             raise InvalidApiKey("this needs an API key", hint="send the header Authorization: Bearer KEY")
         key = self._ring.find(presented)
-        if key is None and self.problem is not None and self._clock.monotonic() >= self._retry_at:
-            await self.open()
+        if key is None and self.problem is not None:
+            async with self._writing:
+                await self._retry()
             key = self._ring.find(presented)
         if key is None:
             if (problem := self.problem) is not None:
@@ -158,6 +160,11 @@ class Gate:
 
     # ------------------------------------------------------------------------------------------------ how
 
+    async def _retry(self) -> None:
+        """Read again what could not be read, every now and then."""
+        if self.problem is not None and self._clock.monotonic() >= self._retry_at:
+            await self.open()
+
     async def _known(self) -> None:
         if self.problem is not None:
             await self.open()
@@ -166,7 +173,7 @@ class Gate:
 
     async def _write(self, keys: KeyList) -> None:
         try:
-            await aside(functools.partial(self._file.write, keys), seconds_max=limits.store_answer_seconds_max)
+            await aside(functools.partial(self._file.write, keys), seconds_max=store_limits.store_answer_seconds_max)
         except TimeoutError:
             raise StoreUnavailable(f"{self._file.path} cannot be written: the disk does not answer") from None
         self._take(keys)

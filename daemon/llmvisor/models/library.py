@@ -15,7 +15,6 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
-from llmvisor import limits
 from llmvisor.clock import Clock
 from llmvisor.config.tree import Llm, ModelConfig
 from llmvisor.control.api import InstalledModel
@@ -23,6 +22,7 @@ from llmvisor.errors import Conflict, LlmvisorError, NotFound, StoreUnavailable
 from llmvisor.fetch.failures import FetchProblem
 from llmvisor.fetch.protocol import Fetched
 from llmvisor.log import get_logger
+from llmvisor.models import limits
 from llmvisor.models.found import Found, take_stock
 from llmvisor.models.index import Index
 from llmvisor.models.installed import Installed, model_config

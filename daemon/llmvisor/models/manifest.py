@@ -15,11 +15,12 @@ from llmvisor import limits
 from llmvisor.config.tree import TIERS, Tier
 from llmvisor.errors import InvalidRequest
 from llmvisor.fetch.protocol import Fetched
+from llmvisor.models import limits as model_limits
 from llmvisor.routing.names import check_name
 
 MANIFEST_NAME = "manifest.json"
-_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{limits.installed_name_chars_max - 1}}}")
-_REVISION = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_-]{{0,{limits.revision_chars_max - 1}}}")
+_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{model_limits.installed_name_chars_max - 1}}}")
+_REVISION = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_-]{{0,{model_limits.revision_chars_max - 1}}}")
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -73,8 +74,8 @@ def check_tier(tier: str | None) -> Tier | None:
 
 def installed_name_problem(name: str) -> str | None:
     """What is wrong with the name of a model that is to be installed; None if nothing is."""
-    if len(name) > limits.installed_name_chars_max:
-        return f"a name has at most {limits.installed_name_chars_max} characters"
+    if len(name) > model_limits.installed_name_chars_max:
+        return f"a name has at most {model_limits.installed_name_chars_max} characters"
     if name.casefold() in TIERS:
         return "that is a tier; `--tier` makes a model fill it"
     if _NAME.fullmatch(name) is None:
@@ -106,7 +107,7 @@ def is_inner_path(path: str) -> bool:
     """Whether a relative path with `/` stays below the folder that it starts from, on every system."""
     parts = path.split("/")
     printable = path.isprintable() and "\\" not in path and ":" not in path
-    within = 0 < len(path) <= limits.inner_path_chars_max and all(len(part.encode()) <= 255 for part in parts)
+    within = 0 < len(path) <= model_limits.inner_path_chars_max and all(len(part.encode()) <= 255 for part in parts)
     return printable and within and not any(part in {"", ".", ".."} for part in parts)
 
 

@@ -18,6 +18,7 @@ from llmvisor.errors import LlmvisorError, QueueFull, StoreUnavailable
 from llmvisor.fetch.failures import FetchProblem
 from llmvisor.fetch.protocol import Found, SearchRequest
 from llmvisor.log import get_logger
+from llmvisor.models import limits as model_limits
 from llmvisor.store.registry import FoundRow
 
 RegistryName = Literal["huggingface", "ollama"]
@@ -63,7 +64,7 @@ class Registry:
         self._memory_bytes = memory_bytes
         self._clock = clock
         self._searches: dict[tuple[RegistryName, str], asyncio.Task[list[FoundRow]]] = {}
-        self._at_once = asyncio.Semaphore(limits.searches_at_once_max)
+        self._at_once = asyncio.Semaphore(model_limits.searches_at_once_max)
 
     def configure(self, registries: Registries) -> None:
         """Other places are asked from now on."""
@@ -98,7 +99,7 @@ class Registry:
     async def _found(self, registry: RegistryName, words: str) -> list[FoundRow]:
         key = (registry, words)
         if (task := self._searches.get(key)) is None:
-            if len(self._searches) >= limits.searches_pending_max:
+            if len(self._searches) >= model_limits.searches_pending_max:
                 raise QueueFull("too many searches at once", retry_after_seconds=limits.retry_after_seconds)
             task = self._searches[key] = asyncio.create_task(self._look(registry, words), name=f"search {registry}")
             task.add_done_callback(lambda _: self._searches.pop(key, None))
@@ -108,7 +109,7 @@ class Registry:
     async def _look(self, registry: RegistryName, words: str) -> list[FoundRow]:
         place = self._registries.ollama_library if registry == "ollama" else self._registries.huggingface or ""
         kept_as = f"{words} {place}".strip()
-        since = self._clock.now() - timedelta(seconds=limits.search_keep_seconds)
+        since = self._clock.now() - timedelta(seconds=model_limits.search_keep_seconds)
         if (kept := await self._kept(registry, kept_as, since)) is not None:
             return kept
         try:
@@ -136,15 +137,15 @@ class Registry:
         request = SearchRequest(
             words,
             registry,
-            limit=limits.search_results_max,
+            limit=model_limits.search_results_max,
             huggingface_endpoint=self._registries.huggingface,
             ollama_library=self._registries.ollama_library,
         )
         try:
-            async with asyncio.timeout(limits.search_seconds_max), self._at_once:
+            async with asyncio.timeout(model_limits.search_seconds_max), self._at_once:
                 return (await self._searcher.search(request)).models
         except TimeoutError as error:
-            message = f"{registry} has not answered within {limits.search_seconds_max:g} s"
+            message = f"{registry} has not answered within {model_limits.search_seconds_max:g} s"
             raise FetchProblem("network", message, hint="try again, or look at its web page") from error
 
 

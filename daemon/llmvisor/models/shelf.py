@@ -18,9 +18,9 @@ from pathlib import Path
 
 import msgspec
 
-from llmvisor import limits
 from llmvisor.errors import InvalidRequest
 from llmvisor.fetch.failures import FetchProblem, disk_problem
+from llmvisor.models import limits
 from llmvisor.models.manifest import MANIFEST_NAME, BadManifestError, Manifest, decode, encode
 from llmvisor.models.revision_files import (
     check_whole,

@@ -45,6 +45,11 @@ def _shared(terms: Terms) -> Terms:
     return terms if terms.deadline is None else msgspec.structs.replace(terms, deadline=None)
 
 
+def _run_of(key: str, terms: Terms) -> str:
+    """Whose run is shared: one that is to end with an error where its worker does is not for the others."""
+    return key if terms.resume else f"{key} without resume"
+
+
 class CachedService(Before):
     """A service whose answers are kept: see `services.service.Service`."""
 
@@ -86,10 +91,11 @@ class CachedService(Before):
             return await self._service.embed(model, request)
         if (known := self._answered(key, request.cache, self._embeddings, Embedded)) is not None:
             return known
-        joined = key in self._embeddings
+        run = _run_of(key, request.terms)
+        joined = run in self._embeddings
         shared = msgspec.structs.replace(request, terms=_shared(request.terms))
         async with until(request.terms.deadline):
-            answer = await self._embeddings.join(key, lambda: self._service.embed(model, shared))
+            answer = await self._embeddings.join(run, lambda: self._service.embed(model, shared))
         return self._kept(key, answer, joined=joined, keep=self._is_still(model, identity))
 
     async def score(self, model: str, request: ScoringRequest) -> Scored:
@@ -100,10 +106,11 @@ class CachedService(Before):
             return await self._service.score(model, request)
         if (known := self._answered(key, request.cache, self._scorings, Scored)) is not None:
             return known
-        joined = key in self._scorings
+        run = _run_of(key, request.terms)
+        joined = run in self._scorings
         shared = msgspec.structs.replace(request, terms=_shared(request.terms))
         async with until(request.terms.deadline):
-            answer = await self._scorings.join(key, lambda: self._service.score(model, shared))
+            answer = await self._scorings.join(run, lambda: self._service.score(model, shared))
         return self._kept(key, answer, joined=joined, keep=self._is_still(model, identity))
 
     def _landed(self, model: str, identity: ModelIdentity, key: str, flight: StreamFlight) -> None:
@@ -113,7 +120,8 @@ class CachedService(Before):
         if flight.done is None or any(delta.finish == "cancelled" for delta in flight.deltas):
             return
         if self._is_still(model, identity):
-            self._cache.put(key, _ENCODER.encode(_Answer(flight.deltas, flight.done)))
+            done = msgspec.structs.replace(flight.done, resumed=0)  # whoever gets it again saw no worker end
+            self._cache.put(key, _ENCODER.encode(_Answer(flight.deltas, done)))
 
     def _is_still(self, model: str, identity: ModelIdentity) -> bool:
         """Whether the model is the one that was asked: what waits while it is replaced is answered by the next one."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from llmvisor import limits
+from llmvisor.store import limits
 from llmvisor.store.rows import Row, change, found
 from llmvisor.store.store import Store
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from llmvisor import limits
 from llmvisor.errors import StoreUnavailable
 from llmvisor.log import get_logger
+from llmvisor.store import limits as store_limits
 from llmvisor.store.lean_sqlite import make_database
 from llmvisor.store.migrations import MIGRATIONS, REQUIRED, Migration
 
@@ -104,7 +105,7 @@ def _set_up(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA journal_mode = WAL").fetchall()
     # In WAL mode the default would leave the last commits to chance when the power goes.
     connection.execute("PRAGMA synchronous = FULL")
-    connection.execute(f"PRAGMA journal_size_limit = {limits.store_wal_bytes_max}").fetchall()
+    connection.execute(f"PRAGMA journal_size_limit = {store_limits.store_wal_bytes_max}").fetchall()
 
 
 def _check_header(path: Path) -> bool:
@@ -138,7 +139,7 @@ def _check_header(path: Path) -> bool:
 def _check(database: Database, path: Path, migrations: tuple[Migration, ...]) -> None:
     """Raises `_DamagedFile`, or `StoreUnavailable` for a newer version."""
     version = _version(database)
-    if not 0 <= version <= len(migrations) + limits.store_versions_ahead_max:
+    if not 0 <= version <= len(migrations) + store_limits.store_versions_ahead_max:
         raise _DamagedFile(f"its version, {version}, makes no sense")
     if version > len(migrations):
         raise StoreUnavailable(
@@ -146,9 +147,11 @@ def _check(database: Database, path: Path, migrations: tuple[Migration, ...]) ->
             f"{len(migrations)}",
             hint=_way_back(path),
         )
-    thorough = path.stat().st_size <= limits.store_full_check_bytes_max
+    thorough = path.stat().st_size <= store_limits.store_full_check_bytes_max
     pragma = "integrity_check" if thorough else "quick_check"
-    problems = [str(row[0]) for row in database.conn.execute(f"PRAGMA {pragma}({limits.store_check_problems_max})")]
+    problems = [
+        str(row[0]) for row in database.conn.execute(f"PRAGMA {pragma}({store_limits.store_check_problems_max})")
+    ]
     if problems != ["ok"]:
         raise _DamagedFile("; ".join(problems)[: limits.problem_chars_max])
     if version == 0 and database.table_names():
@@ -221,7 +224,7 @@ def _copy(connection: sqlite3.Connection, path: Path, version: int, now: datetim
             unfinished.unlink(missing_ok=True)
         raise
     sync(target.parent)
-    _remove(_kept(path, "before")[: -limits.store_copies_kept_max])
+    _remove(_kept(path, "before")[: -store_limits.store_copies_kept_max])
     return target
 
 
@@ -237,7 +240,7 @@ def _set_aside(path: Path, now: datetime) -> Path:
             os.replace(f"{path}{end}", f"{kept}{end}")
     path.replace(kept)
     sync(path.parent)
-    for old in _kept(path, "damaged")[: -limits.store_damaged_files_kept_max]:
+    for old in _kept(path, "damaged")[: -store_limits.store_damaged_files_kept_max]:
         _remove([old, *(old.with_name(old.name + end) for end in _BESIDE)])
     return kept
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from llmvisor import limits
 from llmvisor.control.api import FoundModel
+from llmvisor.store import limits
 from llmvisor.store.rows import Row, Value, found, json_text, put
 from llmvisor.store.store import Store
 

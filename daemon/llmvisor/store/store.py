@@ -10,10 +10,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from llmvisor import limits
 from llmvisor.clock import Clock
 from llmvisor.errors import StoreUnavailable
 from llmvisor.log import get_logger
+from llmvisor.store import limits
 from llmvisor.store.migrations import MIGRATIONS, Migration
 
 if TYPE_CHECKING:

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import msgspec
 
-from llmvisor import limits
 from llmvisor.control.api import UsageRow
+from llmvisor.store import limits
 from llmvisor.store.rows import Row, found
 from llmvisor.store.store import Store
 
 if TYPE_CHECKING:
     from sqlite_utils import Database
 
-UsageGroup = Literal["model", "day", "service", "tier"]
+UsageGroup = Literal["model", "day", "service", "tier", "key"]
 USAGE_GROUPS: tuple[UsageGroup, ...] = get_args(UsageGroup)
 SUCCEEDED = "succeeded"
 CANCELLED = "cancelled"
@@ -99,7 +99,8 @@ class UsageRows:
         chosen = "".join(f"{name}, " for name in ordered)
         newest_first = ", ".join(["day DESC"] * ("day" in ordered) + [name for name in ordered if name != "day"])
         sql = (
-            f"SELECT {chosen}{_SUMS} FROM ({_SINGLE} UNION ALL SELECT {_ALL} FROM usage_days) "  # noqa: S608
+            f"SELECT {chosen}{_SUMS} FROM (SELECT *, key_name AS key FROM "  # noqa: S608
+            f"({_SINGLE} UNION ALL SELECT {_ALL} FROM usage_days)) "
             f"WHERE day >= ?{f' GROUP BY {chosen[:-2]} ORDER BY {newest_first}' if ordered else ''} "
             f"LIMIT {limits.usage_sums_max}"
         )

@@ -73,7 +73,7 @@ class Actor:
         self._quarantine = Quarantine(
             seconds=limits.poison_quarantine_seconds, entries_max=limits.poison_quarantined_max
         )
-        self.postmortems = Postmortems(name, config.backend or "", setup.clock)
+        self.postmortems = Postmortems(name, setup.clock)
         self._alarm = Alarm(setup.clock, self._wake)
         self._failed_signature: object = None
         self._loaded_as: object = None
@@ -181,7 +181,9 @@ class Actor:
     def _refuse(self, refusal: Refuse) -> None:
         request = self._remove(refusal.id)
         if request is not None and refusal.kind == "poison_request":
-            self._quarantine.add(digest(self.name, request.asked), self._now())
+            sha256 = digest(self.name, request.asked)
+            self._log.warning("a request is refused as the cause of crashes", sha256=sha256, reason=refusal.reason)
+            self._quarantine.add(sha256, self._now())
             request.fail(poison_error(self.name, refusal.reason, limits.poison_quarantine_seconds))
         elif request is not None:
             request.fail(refusal_error(self.name, refusal))
@@ -245,7 +247,9 @@ class Actor:
         now = self._now()
         self._apply(self._scheduler.wake(now))
         if (reason := self._place.hung(now)) is not None:
-            self._apply(self._scheduler.hung(reason))
+            if stopped := self._place.is_stopped:
+                reason = f"{reason}: the process was stopped from outside"
+            self._apply(self._scheduler.hung(reason, kind="outside" if stopped else "fault"))
         self._set_alarm()
 
     def _adopt(self) -> None:
@@ -289,6 +293,8 @@ class Actor:
         state = self.state
         crash = Crash(crash_kind(exit), self._requests.progressed())
         effects = self._scheduler.exited(reason, now, permanent=permanent, crash=crash)
+        if going_on := sum(isinstance(effect, Suspend) for effect in effects):
+            self._log.info("requests wait for the next worker", requests=going_on)
         if exit is not None and unasked:
             self.postmortems.add(
                 self._place.recorder, exit, state=state.value, reason=reason, inside=inside, effects=effects

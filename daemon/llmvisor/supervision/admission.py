@@ -52,6 +52,10 @@ class Occupant(Protocol):
     @property
     def active_at(self) -> float: ...
 
+    def waits_for_memory(self) -> None:
+        """To be shown."""
+        ...
+
     def unload(self) -> None: ...
 
     def abandon_load(self) -> None: ...
@@ -77,7 +81,10 @@ class Admission:
         settings: Callable[[], Memory],
         arrivals: Arrivals,
         clock: Clock,
+        measure: Callable[[], None] = lambda: None,
     ) -> None:
+        """`measure` tells the budget what each worker takes at the moment."""
+        self._measure = measure
         self._budget = budget
         self._occupants = occupants
         self._reload_seconds = reload_seconds
@@ -107,6 +114,8 @@ class Admission:
         self._waiting.append(waiting)
         try:
             self._look()
+            if not waiting.done.done() and (occupant := self._occupants().get(key)) is not None:
+                occupant.waits_for_memory()
             await waiting.done
         finally:
             self._forget(waiting)
@@ -133,7 +142,10 @@ class Admission:
         self._looks_soon = False
         occupants = self._occupants()
         for waiting in self._waiting[:]:
-            self._drop_unwanted(waiting, occupants.get(waiting.load.key))
+            if (occupant := occupants.get(waiting.load.key)) is not None:
+                waiting.load = msgspec.structs.replace(waiting.load, asked_for=occupant.in_flight > 0)
+                self._drop_unwanted(waiting, occupant)
+        self._measure()
         now = self._clock.monotonic()
         decision = decide(
             [waiting.load for waiting in self._waiting],
@@ -166,9 +178,7 @@ class Admission:
             _log.info(f"{verb}, to make room", model=key, memory=size, wanted_by=wanted_by)
             occupants[key].unload()
 
-    def _drop_unwanted(self, waiting: _Waiting, occupant: Occupant | None) -> None:
-        if occupant is None:
-            return
+    def _drop_unwanted(self, waiting: _Waiting, occupant: Occupant) -> None:
         if occupant.state is State.LOADING and not occupant.load_is_wanted:
             occupant.abandon_load()
         if occupant.state is State.STOPPING:

@@ -54,7 +54,7 @@ class Crashes:
 
     def at_load(self, now: float, kind: CrashKind, *, permanent: bool) -> float | None:
         """A worker ended before it served. Gives the seconds until the next start; None gives the model up."""
-        self._killed_loads = self._killed_loads + 1 if kind == "killed" else 0
+        self._killed_loads = 0 if kind == "fault" else self._killed_loads + 1
         return None if permanent else self._policy.crashed(now, served_seconds=0.0)
 
     @property
@@ -68,8 +68,8 @@ class Crashes:
     ) -> Verdict:
         """A worker ended that served, with these requests inside.
 
-        A crash that is blamed on a request spends no restart, and neither does one that makes suspects: the requests
-        that were inside bound both. But a model in which one request after the other is to blame, and none is served,
+        A crash that is blamed on a request spends no restart, and neither does one with suspects inside, which blames
+        some: the requests that were inside bound both. But a model in which one request after the other is to blame, and none is served,
         is at fault itself. Where the restarts are spent, requests that were inside at every one of the crashes are to
         blame.
         """
@@ -79,13 +79,15 @@ class Crashes:
             return Verdict(None, poison)
         works = self._blamed < limits.poison_in_a_row_max
         if not poison or not works:
-            excused = works and not self._poison.suspects.isdisjoint(inside)
+            blames = crash.kind != "outside"
+            excused = works and blames and not self._poison.suspects.isdisjoint(inside)
             delay = self._policy.crashed(now, served_seconds=served_seconds, inside=frozenset(inside), excused=excused)
             if delay is None and works:
                 poison = self._policy.inside_all()
             if not poison or not works:
                 return Verdict(delay, poison)
-        self._blamed += len(poison)
+        got_on = bool(crash.progressed - poison)  # others did, so the model works
+        self._blamed = len(poison) + (0 if got_on else self._blamed)
         self._policy.forgive(poison)
         self._poison.forget(*poison)
         return Verdict(0.0, poison)

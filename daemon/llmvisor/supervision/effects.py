@@ -18,6 +18,7 @@ RefusalKind = Literal[
     "model_unavailable",
     "insufficient_memory",
     "runtime_crashed",
+    "unloaded",
     "poison_request",
     "timeout",
 ]

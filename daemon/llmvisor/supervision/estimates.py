@@ -27,6 +27,8 @@ class LoadEstimates:
         self._catalogue = catalogue
         self._history = history
         self._total_bytes = total_bytes
+        self._keys: dict[str, tuple[ModelConfig, LoadKey]] = {}
+        """Every request asks for its model's."""
 
     def predicted_bytes(self, model: str) -> int | None:
         """Memory that the next load will take: as configured, else by earlier loads, else by arithmetic on its file's
@@ -53,13 +55,20 @@ class LoadEstimates:
     def _measure(self, model: str) -> LoadMeasure | None:
         if not self._history.knows(model):
             return None
-        config = self._models[model]
-        measure = self._history.find(LoadKey(model, config.backend or "", options_sha256(config)))
+        measure = self._history.find(self._key(model))
         signature = self._catalogue.signature(model)
         if measure is None or signature is None:
             return measure
         # Another file in the same place is another model.
         return measure if _nanoseconds(measure.measured_at) >= signature.modified_ns else None
+
+    def _key(self, model: str) -> LoadKey:
+        config = self._models[model]
+        known = self._keys.get(model)
+        if known is None or known[0] is not config:
+            key = LoadKey(model, config.backend or "", options_sha256(config))
+            known = self._keys[model] = (config, key)
+        return known[1]
 
 
 def _nanoseconds(time: str) -> int:

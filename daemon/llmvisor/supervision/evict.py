@@ -35,6 +35,8 @@ class Load(msgspec.Struct, frozen=True):
     deadline: float
     machine_deadline: float | None = None
     """Until when it waits for memory that no model has; None = as for the models'."""
+    asked_for: bool = True
+    """A request waits for it. What only the configuration wants takes what is free, and nobody makes room for it."""
 
 
 class Resident(msgspec.Struct, frozen=True):
@@ -126,8 +128,8 @@ class _Look:
             self._free -= load.needed_bytes
         elif self._now >= (deadline := self._deadline(load)):
             self.decision.refuse.append(Refusal(load.key, never=False))
-        elif load.needed_bytes > self._attainable:
-            self._wake(deadline)  # nobody here can make room for it, and nobody waits behind it
+        elif load.needed_bytes > self._attainable or not load.asked_for:
+            self._wake(deadline)  # nobody can, or need make room for it, and nobody waits behind it
         else:
             self._claimed += load.needed_bytes
             self._wake(deadline)

@@ -10,8 +10,9 @@ Three rules, in this order:
    added to its client's tag. A client that comes back starts at the clock, so nobody saves up turns. Requests of one
    client keep their order.
 
-The clock moves on with every grant, so however many new clients come, each waiting request is passed over by a bounded
-number of them. Every operation but the whole order costs the logarithm of the clients that wait.
+The clock moves on with every grant, so however many new clients come, for each of its turns a waiting request is passed
+over by at most as many of them as the queue holds. Every operation but the whole order costs the logarithm of the
+clients that wait.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ class FairQueue:
         self._passed: dict[Priority, int] = dict.fromkeys(PRIORITIES, 0)
         self._arrivals = Earliest()
         self._deadlines = Earliest()
-        self._places: dict[int, int] | None = None
+        self._places: dict[int, int] = {}
+        self._changes = 0
+        """Since the places were found."""
 
     def __len__(self) -> int:
         return len(self._tickets)
@@ -102,7 +105,7 @@ class FairQueue:
         if not turns:
             return
         self._levels[ticket.priority].charge(ticket.client, turns)
-        self._places = None
+        self._changes += 1
 
     def take_all(self) -> list[Ticket]:
         """Nobody waits any more."""
@@ -112,16 +115,19 @@ class FairQueue:
         return tickets
 
     def place(self, ticket_id: int) -> int | None:
-        """Where a request stands in the queue, from 1 on; None where it does not wait for a place."""
-        if self._places is None:
+        """Where a request stands in the queue, from 1 on; None where it does not wait for a place.
+
+        In a long queue it is that of a moment ago: thousands who ask again and again must not cost more than they wait
+        for.
+        """
+        ticket = self._tickets.get(ticket_id)
+        if ticket is None or ticket.weight == 0:
+            return None
+        if self._changes > len(self._tickets) // limits.places_changes_share:
             waiting = (ticket for ticket in self if ticket.weight)
             self._places = {ticket.id: place for place, ticket in enumerate(waiting, start=1)}
-        return self._places.get(ticket_id)
-
-    @property
-    def weight(self) -> int:
-        """Places that are waited for, together."""
-        return sum(ticket.weight for ticket in self._tickets.values())
+            self._changes = 0
+        return min(self._places.get(ticket_id, len(self._tickets)), len(self._tickets))
 
     def oldest(self) -> Ticket | None:
         """Who came first."""
@@ -143,14 +149,14 @@ class FairQueue:
         self._arrivals.add(ticket.id, ticket.arrived)
         if ticket.deadline is not None:
             self._deadlines.add(ticket.id, ticket.deadline)
-        self._places = None
+        self._changes += 1
 
     def _remove(self, ticket_id: int) -> Ticket | None:
         ticket = self._tickets.pop(ticket_id, None)
         if ticket is not None:
             self._arrivals.drop(ticket_id)
             self._deadlines.drop(ticket_id)
-            self._places = None
+            self._changes += 1
         return ticket
 
     def _was_aside(self, ticket_id: int) -> bool:
@@ -163,7 +169,7 @@ class FairQueue:
         return False
 
     def _pass_over(self, granted: Priority) -> None:
-        waiting = {each for each in PRIORITIES if self._levels[each].waits}
+        waiting: set[Priority] = {each for each in PRIORITIES if self._levels[each].waits}
         if waiting - {granted} or any(self._passed.values()):
             _count_passes(self._passed, granted, waiting)
 

@@ -6,10 +6,13 @@ For tests, `LLMVISOR_FAULT_MEMORY_FILE` names a file that says otherwise, read a
 
 from __future__ import annotations
 
+import resource
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
+import msgspec
 import psutil
 
 from llmvisor.config.tree import parse_memory
@@ -18,6 +21,38 @@ FAULT_FILE_VARIABLE = "LLMVISOR_FAULT_MEMORY_FILE"
 _ROOT = Path("/sys/fs/cgroup")
 _UNLIMITED_MIN = 2**60
 """The first version of cgroups says "no limit" with a number of this size."""
+
+
+class ProcessMemory(msgspec.Struct, frozen=True):
+    """Of one process, in bytes."""
+
+    rss_bytes: int
+    own_bytes: int
+    """Of that, what is no page of a file. Pages of files count as available on the machine, also while a model that is
+    mapped into memory computes with them."""
+
+
+def process_memory(pid: int) -> ProcessMemory | None:
+    """None for a process that has gone."""
+    try:
+        if sys.platform == "linux":
+            _, resident, shared, *_ = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()
+            page = resource.getpagesize()
+            return ProcessMemory(int(resident) * page, max(0, int(resident) - int(shared)) * page)
+        rss = psutil.Process(pid).memory_info().rss
+    except (OSError, ValueError, psutil.Error):
+        return None
+    return ProcessMemory(rss, rss)
+
+
+def oom_kills() -> int | None:
+    """Processes that the kernel has ended for want of memory, in any cgroup, since it started. It counts one before it
+    kills it. None where it does not say."""
+    try:
+        with open("/proc/vmstat", encoding="ascii") as counters:
+            return next((int(line.split()[1]) for line in counters if line.startswith("oom_kill ")), None)
+    except OSError:
+        return None
 
 
 class MachineMemory:

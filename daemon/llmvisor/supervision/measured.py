@@ -11,12 +11,12 @@ from typing import Any, Protocol
 
 import msgspec
 
-from llmvisor import limits
 from llmvisor.clock import Clock
 from llmvisor.config.tree import ModelConfig
 from llmvisor.control.api import RuntimeStatus
 from llmvisor.errors import StoreUnavailable
 from llmvisor.log import get_logger
+from llmvisor.store import limits
 from llmvisor.store.measures import LoadKey, LoadMeasure
 
 _log = get_logger(__name__)

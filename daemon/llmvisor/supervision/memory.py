@@ -17,6 +17,8 @@ class _Held(msgspec.Struct):
     """Estimated before it was loaded."""
     rss_bytes: int = 0
     """Its worker's, as last told."""
+    own_bytes: int = 0
+    """Of that, what the machine does not count as available any more."""
 
     @property
     def bytes(self) -> int:
@@ -35,21 +37,16 @@ class MemoryBudget:
         self._available = available
         self._held: dict[str, _Held] = {}
 
-    @property
-    def available_bytes(self) -> int:
-        return self._available()
-
     def free_bytes(self, *, without: str | None = None) -> int:
         """What one more model can have: of the limit, and of what is free on the machine once those that are loaded
-        have all that was set aside for them. May be below 0."""
+        have all that was set aside for them, and keep what is mapped of their files. May be below 0."""
         held = [each for key, each in self._held.items() if key != without]
-        to_come = sum(max(0, each.reserved_bytes - each.rss_bytes) for each in held)
+        to_come = sum(each.bytes - each.own_bytes for each in held)
         return min(self.limit_bytes - sum(each.bytes for each in held), self._available() - to_come)
 
     def attainable_bytes(self) -> int:
-        """What there would be without any model, at most: how much of a worker's memory is free already, because the
-        kernel could drop it, is not known."""
-        return min(self.limit_bytes, self._available() + self.reserved_bytes())
+        """What there would be without any model."""
+        return min(self.limit_bytes, self._available() + sum(each.own_bytes for each in self._held.values()))
 
     def fits(self, key: str, needed_bytes: int) -> bool:
         """Whether `reserve` would take it now, nobody evicted."""
@@ -80,10 +77,12 @@ class MemoryBudget:
     def release(self, key: str) -> None:
         self._held.pop(key, None)
 
-    def told(self, key: str, rss_bytes: int) -> None:
-        """What a worker takes at the moment: where that is more than was set aside, it counts."""
+    def told(self, key: str, rss_bytes: int, own_bytes: int | None = None) -> None:
+        """What a worker takes at the moment: where that is more than was set aside, it counts. `own_bytes` is the part
+        that the machine does not count as available any more, all of it by default."""
         held = self._held.setdefault(key, _Held(0))
         held.rss_bytes = rss_bytes
+        held.own_bytes = rss_bytes if own_bytes is None else min(own_bytes, rss_bytes)
 
     def exchange(self, one: str, other: str) -> None:
         """Two workers take each other's keys."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from llmvisor import limits
 from llmvisor.supervision.earliest import Earliest
 from llmvisor.supervision.effects import Ticket
 from llmvisor.supervision.fair_queue import FairQueue
@@ -15,6 +16,8 @@ class Places:
     def __init__(self, poison: PoisonRule) -> None:
         self.slots = 0
         """That the worker has; 0 while none serves."""
+        self.busy = 0
+        """Slots in use."""
         self.running: dict[int, Ticket] = {}
         self._waiting = FairQueue()
         self._deadlines = Earliest()
@@ -23,17 +26,14 @@ class Places:
         self._poison = poison
         self._begun: set[int] = set()
         """Of those that wait: a worker had them already."""
+        self._probation_until = 0.0
+        """Of the suspect that runs: one that is slow, or whose reader is, does not hold up the others for ever."""
 
     # ------------------------------------------------------------------------------------------------ what is asked
 
     @property
     def waiting(self) -> int:
         return len(self._waiting)
-
-    @property
-    def busy(self) -> int:
-        """Slots in use."""
-        return sum(map(self._width, self.running.values()))
 
     @property
     def on_probation(self) -> int | None:
@@ -52,7 +52,8 @@ class Places:
 
     def next_deadline(self) -> float | None:
         """The first deadline that is over, of whoever waits or runs."""
-        times = (self._waiting.next_deadline(), self._deadlines.first_time())
+        probation = None if self.on_probation is None else self._probation_until
+        times = (self._waiting.next_deadline(), self._deadlines.first_time(), probation)
         return min((time for time in times if time is not None), default=None)
 
     def fits_at_once(self, ticket: Ticket) -> bool:
@@ -85,6 +86,8 @@ class Places:
 
     def overdue(self, now: float) -> tuple[list[Ticket], list[int]]:
         """Those whose deadline is over, each once: tickets that waited, and ids of those that run on."""
+        if (suspect := self.on_probation) is not None and now >= self._probation_until:
+            self._poison.clear(suspect)
         waiting = self._waiting.take_overdue(now)
         for ticket in waiting:
             self._forget(ticket.id)
@@ -109,8 +112,9 @@ class Places:
 
     def end(self, ticket_id: int, now: float) -> bool:
         """A request that ran has ended. False for one that did not run."""
-        if self.running.pop(ticket_id, None) is None:
+        if (ticket := self.running.pop(ticket_id, None)) is None:
             return False
+        self.busy -= self._width(ticket)
         self._deadlines.drop(ticket_id)
         self._forget(ticket_id)
         if (taken := self._times.ended(ticket_id, now)) is not None:
@@ -122,7 +126,7 @@ class Places:
         inside, self.running = self.running, {}
         self._deadlines.clear()
         self._times.forget_running()
-        self.slots = 0
+        self.slots = self.busy = 0
         return inside
 
     def put_back(self, ticket: Ticket) -> None:
@@ -140,6 +144,7 @@ class Places:
         self._waiting.grant(ticket.id)
         self._begun.discard(ticket.id)
         self.running[ticket.id] = ticket
+        self.busy += self._width(ticket)
         self._times.began(ticket, now)
         if ticket.deadline is not None:
             self._deadlines.add(ticket.id, ticket.deadline)
@@ -151,10 +156,10 @@ class Places:
         suspect = self._poison.next_suspect(waiting, self.running)
         if suspect is not None and self._fits(waiting[suspect]):
             self._grant(waiting[suspect], granted, now)
+            self._probation_until = now + limits.poison_probation_seconds
 
     def _fits(self, ticket: Ticket) -> bool:
-        busy = self.busy
-        return busy == 0 or busy + self._width(ticket) <= self.slots
+        return self.busy == 0 or self.busy + self._width(ticket) <= self.slots
 
     def _width(self, ticket: Ticket) -> int:
         """Slots that it takes: of more choices than there are, some wait for the others in the worker."""

@@ -15,9 +15,9 @@ from typing import Literal
 
 import msgspec
 
-CrashKind = Literal["fault", "killed"]
-"""`fault`: the process itself failed (a fault signal, an exit, a hang, a broken protocol). `killed`: a signal from
-outside, which may be the kernel's for want of memory, or a person's."""
+CrashKind = Literal["fault", "killed", "outside"]
+"""`fault`: the process itself failed (a fault signal, an exit, a hang, a broken protocol). `killed`: for want of
+memory, or perhaps for that. `outside`: by somebody else, which says nothing of the requests inside."""
 
 _COUNTS_MAX = 2
 """Workers that may end with a request inside."""
@@ -79,9 +79,14 @@ class PoisonRule:
         times = self._cleared.get(request_id, 0)
         if request_id not in self._suspects or tokens < self._cleared_tokens * _STRICTER**times:
             return False
+        self.clear(request_id)
+        return True
+
+    def clear(self, request_id: int) -> None:
+        """A request is under suspicion no more; the next time it has to bring more for that."""
+        times = self._cleared.get(request_id, 0)
         self.forget(request_id)
         self._cleared[request_id] = times + 1
-        return True
 
     def forget(self, *request_ids: int) -> None:
         """These have ended."""
@@ -97,6 +102,8 @@ class PoisonRule:
             self._faults[request_id] = self._faults.get(request_id, 0) + 1
         elif request_id in crash.progressed:
             self._kills.pop(request_id, None)
+            return False
+        elif crash.kind == "outside":
             return False
         else:
             self._kills[request_id] = self._kills.get(request_id, 0) + 1

@@ -13,7 +13,7 @@ from llmvisor.control.api import FrameRecord, MemoryRecord, Postmortem, RequestF
 from llmvisor.supervision.effects import Effect, Refuse, Suspend
 from llmvisor.supervision.reaper import WorkerExit
 from llmvisor_runtimes.framing import encode
-from llmvisor_runtimes.protocol import Command, Report, Step, Tick
+from llmvisor_runtimes.protocol import Command, Embeddings, Report, Scores, Step, Text, Tick, Tokens
 
 
 class Inside(msgspec.Struct, frozen=True):
@@ -31,15 +31,20 @@ class Inside(msgspec.Struct, frozen=True):
 class Postmortems:
     """The last crashes of one model."""
 
-    def __init__(self, model: str, backend: str, clock: Clock) -> None:
+    def __init__(self, model: str, clock: Clock) -> None:
         self._model = model
-        self._backend = backend
         self._clock = clock
         self._kept: deque[Postmortem] = deque(maxlen=limits.postmortems_kept_max)
 
     def all(self) -> list[Postmortem]:
         """Newest first."""
         return list(reversed(self._kept))
+
+    def take(self, other: Postmortems) -> None:
+        """Keep those of another runtime of the model as well."""
+        both = sorted([*self._kept, *other._kept], key=lambda each: each.time)
+        self._kept.clear()
+        self._kept.extend(both)
 
     def add(
         self,
@@ -57,7 +62,7 @@ class Postmortems:
             Postmortem(
                 model=self._model,
                 time=self._clock.now().isoformat(),
-                backend=self._backend,
+                backend=recorder.backend,
                 pid=recorder.pid,
                 reason=reason,
                 state=state,
@@ -79,35 +84,67 @@ class Postmortems:
 class FlightRecorder:
     """The last frames and ticks of one worker. Noting one costs next to nothing: what they were is read at the end."""
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: float, backend: str = "") -> None:
         self.begun = now
+        self.backend = backend
         self.pid = 0
         self.rss_peak_bytes = 0
         self._sent: deque[tuple[float, str, list[int], int]] = deque(maxlen=limits.postmortem_frames_sent)
-        self._received: deque[tuple[float, Report]] = deque(maxlen=limits.postmortem_frames_received)
-        self._ticks: deque[MemoryRecord] = deque(maxlen=limits.postmortem_ticks)
-        """With the time since the worker's beginning."""
+        self._received: deque[tuple[float, Report | _Large]] = deque(maxlen=limits.postmortem_frames_received)
+        self._ticks: deque[tuple[float, int]] = deque(maxlen=limits.postmortem_ticks)
 
     def sent(self, command: Command, size_bytes: int, now: float) -> None:
         self._sent.append((now, type(command).__name__, _ids(command), size_bytes))
 
     def received(self, report: Report, now: float) -> None:
-        self._received.append((now, report))
+        self._received.append((now, _Large.of(report) if type(report) in _LARGE else report))
         if type(report) is Tick:
-            self._ticks.append(MemoryRecord(now - self.begun, report.rss_bytes))
+            self._ticks.append((now, report.rss_bytes))
             self.rss_peak_bytes = max(self.rss_peak_bytes, report.rss_bytes)
 
     def memory(self, now: float) -> list[MemoryRecord]:
-        lived = now - self.begun
-        return [MemoryRecord(round(lived - tick.seconds_before, 3), tick.rss_bytes) for tick in self._ticks]
+        """The curve up to now, oldest first."""
+        return [MemoryRecord(round(now - at, 3), rss_bytes) for at, rss_bytes in self._ticks]
 
     def frames(self, now: float) -> list[FrameRecord]:
+        """Of both directions, oldest first."""
         frames = [FrameRecord(round(now - at, 3), "sent", kind, ids, size) for at, kind, ids, size in self._sent]
-        frames += [
-            FrameRecord(round(now - at, 3), "received", type(one).__name__, _ids(one), len(encode(one)))
-            for at, one in self._received
-        ]
+        frames += [FrameRecord(round(now - at, 3), "received", *_described(one)) for at, one in self._received]
         return sorted(frames, key=lambda frame: -frame.seconds_before)
+
+
+class _Large(msgspec.Struct, frozen=True):
+    """What is kept of a frame that is too large to be kept."""
+
+    kind: str
+    id: int
+    size_bytes: int
+    """Of its contents, about."""
+
+    @classmethod
+    def of(cls, report: Report) -> _Large:
+        match report:
+            case Embeddings():
+                size_bytes = sum(len(item.dense) + len(item.colbert) for item in report.items)
+            case Scores():
+                size_bytes = _NUMBER_BYTES * len(report.scores)
+            case Tokens():
+                size_bytes = _NUMBER_BYTES * len(report.tokens)
+            case Text():
+                size_bytes = len(report.text)
+            case _:
+                size_bytes = 0
+        return cls(type(report).__name__, getattr(report, "id", 0), size_bytes)
+
+
+_LARGE = frozenset({Embeddings, Scores, Tokens, Text})
+_NUMBER_BYTES = 8
+
+
+def _described(report: Report | _Large) -> tuple[str, list[int], int]:
+    if isinstance(report, _Large):
+        return report.kind, [report.id], report.size_bytes
+    return type(report).__name__, _ids(report), len(encode(report))
 
 
 def _request(one: Inside, fates: Mapping[int, RequestFate]) -> RequestRecord:

@@ -40,11 +40,15 @@ class WorkerExit(msgspec.Struct, frozen=True):
     last_lines: list[str]
     reason: str | None = None
     """The reason given to `Worker.stop`."""
+    memory_ran_out: bool | None = None
+    """Whether the kernel ended processes for want of memory while this one lived; None where it does not say."""
 
     @property
     def possible_oom(self) -> bool:
-        """Killed by a SIGKILL that the daemon did not send, which is how the kernel frees memory."""
-        return self.signal == signal.SIGKILL and not self.requested and self.violation is None
+        """Killed by a SIGKILL that the daemon did not send, which is how the kernel frees memory; not where it says
+        that it freed none."""
+        ours = self.requested or self.violation is not None
+        return self.signal == signal.SIGKILL and not ours and self.memory_ran_out is not False
 
     @property
     def permanent(self) -> bool:
@@ -62,6 +66,8 @@ class WorkerExit(msgspec.Struct, frozen=True):
             return f"stopped: {self.reason} ({ending})"
         if self.possible_oom:
             return f"{ending} (not by llmvisor; perhaps out of memory)"
+        if self.signal == signal.SIGKILL:
+            return f"{ending} (neither by llmvisor nor by the kernel for want of memory)"
         words = self.last_words if self.code or self.signal == signal.SIGABRT else ""
         return f"{ending}: {words}" if words else ending
 

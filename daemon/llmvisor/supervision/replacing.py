@@ -164,6 +164,7 @@ class Replacing:
         old = fleet.runtimes[name]
         del self._steps[name]
         fleet.exchange(old, step.key)
+        candidate.postmortems.take(old.postmortems)
         fleet.runtimes[name] = candidate
         fleet.configs[name] = candidate.config
         self.beside[old.key], self.configs[old.key] = old, old.config
@@ -179,6 +180,8 @@ class Replacing:
         self._in_place(self._fleet.runtimes[name], config)
 
     def _stays(self, step: _Step, reason: str) -> None:
+        if step.candidate is not None and (runtime := self._fleet.runtimes.get(step.name)) is not None:
+            runtime.postmortems.take(step.candidate.postmortems)
         self._abandon(step.name)
         self._stayed(step.name, reason)
 

@@ -14,8 +14,9 @@ from llmvisor.log import get_logger
 from llmvisor.models.catalogue import Catalogue
 from llmvisor.supervision.admission import Admission, Occupant
 from llmvisor.supervision.arrivals import Arrivals
+from llmvisor.supervision.cpu import exchange
 from llmvisor.supervision.estimates import LoadEstimates
-from llmvisor.supervision.machine_memory import MachineMemory
+from llmvisor.supervision.machine_memory import MachineMemory, process_memory
 from llmvisor.supervision.measured import LoadHistory
 from llmvisor.supervision.memory import MemoryBudget, size_text
 from llmvisor.supervision.pressure import PressureRule, Relief, Worker
@@ -61,7 +62,9 @@ class Residency:
             settings=settings,
             arrivals=self.arrivals,
             clock=clock,
+            measure=self._measure,
         )
+        self._pids: dict[str, int] = {}
         self._rule = PressureRule()
 
     def configure(self) -> None:
@@ -87,23 +90,33 @@ class Residency:
 
     def changed(self, status: RuntimeStatus, state: State | None) -> None:
         """Something of a runtime is otherwise now; None for one that has gone."""
+        if state not in HAS_WORKER or status.pid is None:
+            self._pids.pop(status.id, None)
+        else:
+            self._pids[status.id] = status.pid
         if state not in HAS_WORKER:
             self.budget.release(status.id)
-        elif status.memory is not None:
-            self.budget.told(status.id, status.memory)
         self.admission.changed()
 
     def exchange(self, one: str, other: str) -> None:
         """Two runtimes take each other's keys."""
         self.budget.exchange(one, other)
+        exchange(self._pids, one, other)
         self.admission.exchange(one, other)
 
     async def watch(self, trim_answers: Callable[[], object]) -> None:
         """Look after the machine's memory for ever; `trim_answers` empties the cache of answers."""
         while True:
             await asyncio.sleep(limits.memory_look_seconds)
+            self._measure()
             if self.budget.holders():
                 self._look(trim_answers)
+
+    def _measure(self) -> None:
+        for key, pid in self._pids.items():
+            found = process_memory(pid)
+            if found is not None and found.rss_bytes:
+                self.budget.told(key, found.rss_bytes, found.own_bytes)
 
     def _look(self, trim_answers: Callable[[], object]) -> None:
         inhabitants, total, settings = self._inhabitants(), self._machine.total(), self._settings()

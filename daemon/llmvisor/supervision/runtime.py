@@ -17,9 +17,10 @@ from llmvisor.supervision.encoding import EmbeddingCall, ScoringCall
 from llmvisor.supervision.handover import RuntimeHandover
 from llmvisor.supervision.requests import generate_command
 from llmvisor.supervision.state import HAS_WORKER, State
+from llmvisor.supervision.status import WAITS_FOR_MEMORY
 from llmvisor.supervision.stream import Answer, Call, GenerationStream
 from llmvisor.supervision.tickets import ticket_of, waits_for
-from llmvisor_runtimes.protocol import Command, Generate
+from llmvisor_runtimes.protocol import Command, Generate, LoadProgress
 from llmvisor_runtimes.protocol.commands import SetThreads, Trim
 
 
@@ -104,6 +105,11 @@ class Runtime(Actor):
         if config.preload or config.pinned or trial is not None:
             self.load()
 
+    def waits_for_memory(self) -> None:
+        """Its load has to wait until others have made room: shown as how far it is."""
+        self._facts.progress = LoadProgress(WAITS_FOR_MEMORY, 0, 0, "steps")
+        self._publish()
+
     def trim(self) -> None:
         """Let the worker give up what it only keeps to be faster."""
         self._place.send(Trim())
@@ -111,6 +117,11 @@ class Runtime(Actor):
     def sacrifice(self, reason: str) -> None:
         """End the worker at once for a reason that is none of its own; what it has goes on in the next one."""
         self._apply(self._scheduler.sacrificed(reason))
+
+    @property
+    def has_process(self) -> bool:
+        """Whether a worker's process runs: a load may wait for memory before there is one."""
+        return self._place.worker is not None
 
     def hand_over(self) -> RuntimeHandover | None:
         """What another run of the daemon needs to go on with the worker; None where none serves at the moment."""

@@ -112,26 +112,26 @@ class Scheduler:
         else:
             self._places.put(ticket)
             self._want_load(ticket.arrived)
-            self._pump(ticket.arrived)
+            self._settle(ticket.arrived)
         return self._take()
 
     def ended(self, ticket_id: int, now: float) -> list[Effect]:
         """A request that ran has ended, whichever way."""
         if self._places.end(ticket_id, now):
             self._crashes.served()
-            self._pump(now)
+            self._settle(now)
         return self._take()
 
     def progressed(self, ticket_id: int, tokens: int, now: float) -> list[Effect]:
         """A suspect has brought so many tokens since it runs: enough of them clear it."""
         if self._poison.progressed(ticket_id, tokens):
-            self._pump(now)
+            self._settle(now)
         return self._take()
 
     def withdrawn(self, ticket_id: int, now: float) -> list[Effect]:
         """A request that waits is wanted no more."""
         self._places.withdraw(ticket_id)
-        self._pump(now)
+        self._settle(now)
         return self._take()
 
     # ------------------------------------------------------------------------------------------------ events: worker
@@ -145,7 +145,7 @@ class Scheduler:
             self._crashes.loaded()
             self.error = None
             self._load_again = False
-            self._pump(now)
+            self._settle(now)
         return self._take()
 
     def taken_over(self, given: RuntimeHandover) -> list[Effect]:
@@ -177,9 +177,9 @@ class Scheduler:
         """The worker has to go at once for a reason that is none of its own; its requests go on in the next one."""
         return self._doom(reason, permanent=False, rung="kill", kind="killed")
 
-    def hung(self, reason: str) -> list[Effect]:
+    def hung(self, reason: str, *, kind: CrashKind = "fault") -> list[Effect]:
         """The worker makes no progress."""
-        return self._doom(reason, permanent=False, rung="abort")
+        return self._doom(reason, permanent=False, rung="abort", kind=kind)
 
     def exited(self, reason: str, now: float, *, permanent: bool = False, crash: Crash | None = None) -> list[Effect]:
         """The worker is gone (or could not be started)."""
@@ -191,7 +191,7 @@ class Scheduler:
         inside = self._places.closed()
         if self.state is State.STOPPING:
             self._move(Event.EXITED)
-            self._refuse_all(inside.values(), "runtime_crashed", reason, limits.retry_after_seconds)
+            self._refuse_all(inside.values(), "unloaded", "it was unloaded by force", limits.retry_after_seconds)
         elif self.state is State.LOADING:
             self._load_crashed(reason, now, permanent=permanent, crash=crash)
         else:
@@ -240,19 +240,13 @@ class Scheduler:
         self.settings = settings
         self._crashes.configure(restarts)
         self.idle.used()
-        self._pump(now)
+        self._settle(now)
         return self._take()
 
     def shutdown(self, now: float) -> list[Effect]:
-        """The daemon ends: nothing new starts, what runs may finish."""
+        """The daemon ends: what has begun may finish, in another worker where its own ends; nothing else starts."""
         self._closing = True
-        self._load_again = False
-        self._refuse_waiting("shutting_down", "the server is shutting down")
-        old = self.state
-        self._move(Event.SHUTDOWN)
-        if old is State.LOADING:
-            self._effects.append(StopWorker("kill", "shutting down"))
-        self.backoff_until = None
+        self._refuse_all(self._places.withdraw_unbegun(), "shutting_down", "the server is shutting down")
         self._settle(now)
         return self._take()
 
@@ -287,15 +281,30 @@ class Scheduler:
             self._effects.append(StartWorker())
 
     def _settle(self, now: float) -> None:
-        """Go on from a state that is no place to rest in."""
+        """Grant what fits, in order, go on from a state that is no place to rest in, and watch for idleness."""
+        if self.state is State.STOPPED and (self.queued or (self._load_again and not self._closing)):
+            self._want_load(now)
+        if self._serves():
+            for ticket in self._places.grant(now):
+                if ticket.keep_alive_seconds is not None:
+                    self.idle.keep_alive_seconds = ticket.keep_alive_seconds
+                self._effects.append(Grant(ticket.id))
+        if self._closing and not self.queued:
+            self._close()
         if self.state is State.DRAINING and not self.running:
             self._move(Event.DRAINED)
             self._effects.append(StopWorker("close", "unloaded"))
-        if self._closing and self.state in {State.STOPPED, State.FAILED}:
-            self._move(Event.SHUTDOWN)
-        elif self.state is State.STOPPED and (self.queued or self._load_again):
-            self._want_load(now)
-        self._pump(now)
+        if self._serves() and not self.running and not self.queued:
+            self.idle.rests(now, self.settings.idle_timeout_seconds)
+        else:
+            self.idle.used()
+
+    def _close(self) -> None:
+        """The daemon ends, and nothing waits for a worker any more."""
+        if self.state is State.LOADING:
+            self._effects.append(StopWorker("kill", "shutting down"))
+        self._move(Event.SHUTDOWN)
+        self.backoff_until = None
 
     def _expire(self, now: float) -> None:
         """End what is wanted no more, and what has waited too long for the model to load."""
@@ -309,22 +318,6 @@ class Scheduler:
             self._places.withdraw(oldest.id)
             waited = f"the model is still loading after {self.settings.load_timeout_seconds:g} s"
             self._refuse(oldest, "model_loading", waited, limits.loading_retry_seconds)
-
-    def _pump(self, now: float) -> None:
-        """Grant what fits, in order, and watch for idleness."""
-        if self.state is State.DRAINING and not self.running:
-            self._settle(now)
-        if not self._serves():
-            self.idle.used()
-            return
-        for ticket in self._places.grant(now):
-            if ticket.keep_alive_seconds is not None:
-                self.idle.keep_alive_seconds = ticket.keep_alive_seconds
-            self._effects.append(Grant(ticket.id))
-        if self.running or self.queued:
-            self.idle.used()
-        else:
-            self.idle.rests(now, self.settings.idle_timeout_seconds)
 
     def _serves(self) -> bool:
         return self.state is State.READY and self._doomed is None
@@ -363,11 +356,10 @@ class Scheduler:
         self.error = reason
         served_seconds = 0.0 if self._ready_since is None else now - self._ready_since
         verdict = self._crashes.serving(now, inside, crash, served_seconds=served_seconds, permanent=permanent)
-        ends = verdict.delay_seconds is None or self._closing
         for ticket in inside.values():
             if ticket.id in verdict.poison:
                 self._refuse(ticket, "poison_request", f"it has ended its worker again: {reason}")
-            elif ends or not ticket.resume:
+            elif verdict.delay_seconds is None or not ticket.resume:
                 self._refuse(ticket, "runtime_crashed", reason, limits.retry_after_seconds)
             else:
                 self._places.put_back(ticket)

@@ -53,14 +53,8 @@ class AdoptsWorkers(Protocol):
         ...
 
 
-def _adopt_nobody(
-    given: WorkerHandover,
-    spec: WorkerSpec,
-    *,
-    on_report: Callable[[Report], None],
-    on_line: Callable[[str], None],
-    on_exit: Callable[[WorkerExit], None],
-) -> Worker:
+def _adopt_nobody(given: WorkerHandover, spec: WorkerSpec, **callbacks: object) -> Worker:
+    del spec, callbacks
     raise OSError(f"nobody goes on with worker {given.pid}")
 
 

@@ -10,6 +10,9 @@ from llmvisor.supervision.state import State
 from llmvisor_runtimes.limits import tick_interval_seconds
 from llmvisor_runtimes.protocol import Confined, LoadProgress, ModelInfo, Tick
 
+WAITS_FOR_MEMORY = "memory"
+"""The stage of a load that has no memory yet."""
+
 
 class Facts(msgspec.Struct):
     """What the actor knows beside the scheduler's state."""

@@ -18,6 +18,7 @@ from llmvisor.errors import (
     ModelLoadFailed,
     ModelLoading,
     ModelUnavailable,
+    ModelUnloaded,
     PoisonRequest,
     QueueFull,
     RequestTimeout,
@@ -63,6 +64,7 @@ _REFUSALS: dict[RefusalKind, type[LlmvisorError]] = {
     "model_unavailable": ModelUnavailable,
     "insufficient_memory": InsufficientMemory,
     "runtime_crashed": RuntimeCrashed,
+    "unloaded": ModelUnloaded,
     "poison_request": PoisonRequest,
     "timeout": RequestTimeout,
 }

@@ -24,6 +24,7 @@ from llmvisor.config.tree import Config, ModelConfig
 from llmvisor.control.api import BackendStatus, RuntimeStatus
 from llmvisor.errors import ModelNotFound, ShuttingDown
 from llmvisor.log import get_logger
+from llmvisor.models import limits as model_limits
 from llmvisor.models.catalogue import Catalogue, file_signature, paths_in
 from llmvisor.models.gguf import GgufError
 from llmvisor.routing.names import NamedModel, NameIndex
@@ -169,7 +170,7 @@ class Supervisor:
         runtime.shutdown()
         runtime.unload(force=True)
         try:
-            await asyncio.wait_for(_closed(runtime), limits.remove_wait_seconds_max)
+            await asyncio.wait_for(_closed(runtime), model_limits.remove_wait_seconds_max)
         except TimeoutError:
             _log.error("the worker of a deleted model does not end", model=name)
         if self.runtimes.get(name) is runtime:

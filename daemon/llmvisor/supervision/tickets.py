@@ -6,6 +6,7 @@ from llmvisor.services.service import EmbeddingRequest, Generation, ScoringReque
 from llmvisor.supervision.effects import Ticket
 from llmvisor.supervision.scheduler import Scheduler
 from llmvisor.supervision.state import State
+from llmvisor.supervision.status import WAITS_FOR_MEMORY
 from llmvisor_runtimes.protocol import LoadProgress
 
 _HAS_NO_MODEL = frozenset({State.STOPPED, State.STOPPING, State.BACKOFF, State.DRAINING})
@@ -33,6 +34,8 @@ def waits_for(scheduler: Scheduler, ticket_id: int, progress: LoadProgress | Non
         return ""
     position = f"position {place[0]} of {place[1]}"
     if scheduler.state is State.LOADING:
+        if progress is not None and progress.stage == WAITS_FOR_MEMORY:
+            return f"waits for memory, {position}"
         share = f" {100 * progress.done / progress.total:.0f} %" if progress is not None and progress.total else ""
         return f"loading{share}, {position}"
     return f"the model is started, {position}" if scheduler.state in _HAS_NO_MODEL else position

@@ -7,9 +7,11 @@ import errno
 import os
 import signal
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
+import psutil
 
 from llmvisor import limits
 from llmvisor.clock import Clock
@@ -19,12 +21,14 @@ from llmvisor.supervision.capture import LineLog, LogCapture
 from llmvisor.supervision.channel import Channel
 from llmvisor.supervision.confinement import make_scratch, remove_scratch
 from llmvisor.supervision.handover import WorkerHandover
+from llmvisor.supervision.machine_memory import oom_kills
 from llmvisor.supervision.orphans import OrphanJournal
 from llmvisor.supervision.reaper import ProcessGroup, Reaper, Rung, WorkerExit
 from llmvisor.supervision.spawn import Spawned, SpawnRefused, WorkerSpec, spawn
 from llmvisor_runtimes.protocol import PROTOCOL_VERSION, Close, Command, Hello, ModelInfo, Report
 
 _log = get_logger(__name__)
+_STOPPED = frozenset({psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP})
 
 
 def refused_hello(hello: Hello) -> str | None:
@@ -147,6 +151,7 @@ class Worker:
         last_lines: Sequence[bytes] = (),
     ) -> None:
         self.pid = spawned.process.pid
+        self._oom_kills = oom_kills()
         self._nonce = spawned.nonce
         self._journal = journal
         self._on_exit = on_exit
@@ -183,6 +188,13 @@ class Worker:
         Raises ValueError where the command is longer than a frame may be.
         """
         return self._channel.send(command)
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether somebody has stopped the process (SIGSTOP, a debugger), so that it cannot get on."""
+        with suppress(psutil.Error):
+            return psutil.Process(self.pid).status() in _STOPPED
+        return False
 
     def stop(self, rung: Rung, reason: str) -> None:
         """End the worker, from this rung of the kill ladder on: see `Reaper`.
@@ -247,6 +259,7 @@ class Worker:
             violation=violation,
             last_lines=self.last_lines,
             reason=self._reason,
+            memory_ran_out=None if self._oom_kills is None else oom_kills() != self._oom_kills,
         )
 
     def _close_commands(self) -> None:

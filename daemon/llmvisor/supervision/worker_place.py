@@ -92,7 +92,8 @@ class WorkerPlace:
             given, spec, on_report=self._reported, on_line=self._on_line, on_exit=self._exited
         )
         self._watch = ProgressWatch(stall_seconds=config.stall_timeout, now=self._now())
-        self.recorder = FlightRecorder(self._now())
+        self.recorder = FlightRecorder(self._now(), backend)
+        self.recorder.pid = self._worker.pid
         self._log.info("worker kept over the upgrade", pid=self._worker.pid, backend=backend)
 
     async def _start(self, config: ModelConfig, state_folder: str) -> None:
@@ -103,7 +104,7 @@ class WorkerPlace:
                 return
             backend = config.backend or ""
             self._watch = ProgressWatch(stall_seconds=config.stall_timeout, now=self._now())
-            self.recorder = FlightRecorder(self._now())
+            self.recorder = FlightRecorder(self._now(), backend)
             confined = confinement(config, state_folder, otherwise=self._setup.sandbox)
             python = self._setup.python(backend)
             spec = WorkerSpec(model=self._name, backend=backend, python=python, env=config.env, confinement=confined)
@@ -164,6 +165,11 @@ class WorkerPlace:
             self._watch = None
         return reason
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether somebody has stopped its process, so that it cannot get on."""
+        return self._worker is not None and self._worker.is_stopped
+
     def expect_progress(self, stall_seconds: float) -> None:
         """It counts as hung after so long without any from now on."""
         if self._watch is not None:
@@ -174,7 +180,9 @@ class WorkerPlace:
 
 
 def crash_kind(exit: WorkerExit | None) -> CrashKind:
-    """Whether a worker failed by itself, or a signal from outside ended it."""
+    """Whether a worker failed by itself, or was ended: perhaps for want of memory, or by somebody."""
     if exit is None or exit.signal is None or exit.signal in _FAULT_SIGNALS:
         return "fault"
-    return "fault" if exit.requested or exit.violation is not None else "killed"
+    if exit.requested or exit.violation is not None:
+        return "fault"
+    return "killed" if exit.possible_oom else "outside"

@@ -8,9 +8,9 @@ from typing import Literal
 
 FAULT_VARIABLE = "LLMVISOR_FAULT_UPGRADE_FILE"
 
-Fault = Literal["preflight", "hang", "exec", "state", "protocol"]
-"""`preflight`: the trial of the new daemon fails; `hang`: it never ends; `exec`: the execution fails; `state`: the new
-daemon cannot read what the old one left; `protocol`: it speaks another protocol to workers."""
+Fault = Literal["preflight", "exec", "state", "protocol"]
+"""`preflight`: the trial of the new daemon fails; `exec`: the execution fails; `state`: the new daemon cannot read what
+the old one left; `protocol`: it speaks another protocol to workers."""
 
 
 def is_wanted(environ: Mapping[str, str], fault: Fault) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import MutableMapping
 from contextlib import suppress
@@ -96,8 +95,6 @@ def answer_preflight(environ: MutableMapping[str, str], config: Config) -> int:
     """The exit code of the trial: 0 where this program can go on with the state. The reason goes to stderr."""
     try:
         fail_on_purpose(environ, "preflight", StateRefused("a fault on purpose"))
-        while is_wanted(environ, "hang"):
-            signal.pause()
         envelope = _read(environ.get(STATE_VARIABLE, ""), pid=os.getppid())
         decode_state(envelope)
         _check(envelope, config)

@@ -93,7 +93,7 @@ class Upgrader:
         self._tell("upgrade: trying the new program")
         fd = self._write(self._house.hand_over_trial(self.status.completed + 1))
         try:
-            problem = await preflight(command(), self._environment(), fd)
+            problem = await preflight(command(), os.environ, fd)
         finally:
             os.close(fd)
         if problem is not None:
@@ -108,12 +108,10 @@ class Upgrader:
             await house.hold()
             await self._rest(seconds, force=force)
             self._execute()
-        except UpgradeFailed:
-            await house.release()
-            house.notifier.ready()
-            raise
-        except asyncio.CancelledError:
-            await house.release()  # who waits is told that the daemon ends
+        except BaseException as error:
+            await house.release()  # where the daemon ends, who waits is told so
+            if not isinstance(error, asyncio.CancelledError):
+                house.notifier.ready()
             raise
 
     async def _rest(self, seconds: float, *, force: bool) -> None:

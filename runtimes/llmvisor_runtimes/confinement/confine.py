@@ -47,11 +47,14 @@ def _measures(wanted: Wanted) -> Iterator[tuple[str, Callable[[], str | None]]]:
     if sys.platform != "linux":
         return
     gpus = places.devices()
+    abi = landlock.abi_version()
     # The kernel takes both only from those who can gain nothing by it.
     yield "no_new_privs", privileges.forbid_new_privileges
     yield "capabilities", privileges.drop_capabilities
     yield "processes", privileges.bound_processes
-    yield "landlock", lambda: _restrict_files(wanted, gpus)
+    yield "landlock", lambda: _restrict_files(wanted, gpus, abi)
+    if 0 < abi < landlock.HOLDS_SIGNALS:
+        yield "signals", lambda: _without_signals(abi)
     # A GPU's driver talks to its daemons, and to itself, over Unix sockets.
     yield "seccomp", lambda: seccomp.install(unix_sockets=bool(gpus))
 
@@ -72,8 +75,11 @@ def _darwin_folder(name: str) -> str | None:
     return None
 
 
-def _restrict_files(wanted: Wanted, gpus: list[str]) -> str:
-    abi = landlock.abi_version()
+def _without_signals(abi: int) -> None:
+    raise OSError(f"Landlock {abi} does not hold them, {landlock.HOLDS_SIGNALS} does (Linux 6.12)")
+
+
+def _restrict_files(wanted: Wanted, gpus: list[str], abi: int) -> str:
     if abi == 0:
         raise OSError("this kernel has none, or does not let this process use it")
     # Held open on purpose: the kernel's rule is for this very inode, which /proc would make anew.

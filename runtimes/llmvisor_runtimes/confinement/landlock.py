@@ -27,6 +27,9 @@ OWN = ((1 << 15) - 1) & ~EXECUTE & ~_MAKE_CHAR & ~_MAKE_BLOCK
 DEVICE = READ_FILE | READ_DIR | WRITE_FILE | IOCTL_DEV
 WRITE_ONLY = WRITE_FILE
 
+HOLDS_SIGNALS = 6
+"""Since this version."""
+
 _TCP = 0b11
 _ABSTRACT_SOCKETS_AND_SIGNALS = 0b11
 
@@ -43,7 +46,8 @@ def restrict(rules: Iterable[tuple[str, int]], *, abi: int) -> None:
     A path that is not there is left out. Needs no_new_privs. Raises OSError, with nothing restricted.
     """
     files = _handled_files(abi)
-    attributes = struct.pack("=QQQ", files, _TCP if abi >= 4 else 0, _ABSTRACT_SOCKETS_AND_SIGNALS if abi >= 6 else 0)
+    scopes = _ABSTRACT_SOCKETS_AND_SIGNALS if abi >= HOLDS_SIGNALS else 0
+    attributes = struct.pack("=QQQ", files, _TCP if abi >= 4 else 0, scopes)
     ruleset = _call(_CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), ctypes.c_uint32(0))
     try:
         for path, rights in rules:

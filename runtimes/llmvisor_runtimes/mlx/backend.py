@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from llmvisor_runtimes import limits
 from llmvisor_runtimes.backend import LoadError, LoadProgressCallback, Progress, RequestError
+from llmvisor_runtimes.mlx.compiled import keep_compiled
 from llmvisor_runtimes.output_format import Grammars
 from llmvisor_runtimes.protocol import (
     ChatPrompt,
@@ -68,6 +69,7 @@ class MlxBackend:
         return ["cpu", "metal"] if mx.metal.is_available() else ["cpu"]
 
     def load(self, load: Load, progress: LoadProgressCallback) -> ModelInfo:
+        keep_compiled(load.options.state_dir)
         self._import_engine(progress)
         from llmvisor_runtimes.mlx.engine import Engine  # noqa: PLC0415 - as above
         from llmvisor_runtimes.mlx.model import MlxModel  # noqa: PLC0415 - as above

@@ -103,6 +103,8 @@ class UsageRow(msgspec.Struct, frozen=True):
     day: str | None = None
     service: str | None = None
     tier: str | None = None
+    key: str | None = None
+    """The name of the API key; None for requests without one."""
 
 
 class LogRecord(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -1,0 +1,37 @@
+"""Whether every model is still looked after: what the service manager's watchdog goes by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.support.fake_worker import FakeClock
+
+from llmvisor import limits
+from llmvisor.config.tree import Config, ModelConfig
+from llmvisor.supervision.alarm import Alarm
+from llmvisor.supervision.runtime import Runtime
+from llmvisor.supervision.supervisor import Supervisor
+
+
+def test_model_whose_alarm_is_over_is_not_looked_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Late by less than the bound is a busy loop; by more is a bug, and is named."""
+    clock = FakeClock()
+    config = Config(models={"mine": ModelConfig(backend="mock"), "other": ModelConfig(backend="mock")})
+    supervisor = Supervisor(config, run_dir=tmp_path, clock=clock, publish=lambda _: None)
+    assert supervisor.unsupervised() is None
+    due = clock.monotonic() - limits.supervision_late_seconds_max
+    wakes: dict[str, float | None] = {"mine": None, "other": due + 0.5}
+    monkeypatch.setattr(Runtime, "wakes_at", property(lambda runtime: wakes[runtime.name]))
+    assert supervisor.unsupervised() is None
+    wakes["other"] = due - 0.5
+    assert supervisor.unsupervised() == "other is not looked after any more"
+
+
+async def test_alarm_says_when_it_is_due() -> None:
+    """The first of its times; none once it is set to none."""
+    alarm = Alarm(FakeClock(), lambda: None)
+    alarm.set(None, 7.0, 5.0)
+    assert alarm.due_at == 5.0
+    alarm.set(None)
+    assert alarm.due_at is None
