@@ -158,7 +158,7 @@ def sandbox() -> Finding:
         return Finding("sandbox", "problem", said, "install llmvisor again: pip install --force-reinstall llmvisor")
     if found.missing:
         held = f"; in force: {', '.join(found.in_force)}" if found.in_force else ""
-        fix = "use a kernel from 6.12 on (or 5.13, for a part) with Landlock, and in a container let it through (newer engines do)"
+        fix = "use a kernel from 6.12 on (5.13: for a part), and in a container let Landlock through (newer engines do)"
         return Finding("sandbox", "note", f"workers lack {'; '.join(found.missing)}{held}", fix)
     return Finding("sandbox", "ok", f"workers are held by {', '.join(found.in_force)}")
 

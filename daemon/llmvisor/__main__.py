@@ -98,12 +98,13 @@ def _run(loaded: LoadedConfig, source: ConfigSource) -> int:
 
     from llmvisor.app import App  # noqa: PLC0415
     from llmvisor.service_manager import take_service_manager  # noqa: PLC0415
-    from llmvisor.upgrade.inherit import answer_preflight, inherit, is_preflight  # noqa: PLC0415
+    from llmvisor.upgrade.inherit import answer_preflight, inherit, is_preflight, start_with_nothing  # noqa: PLC0415
 
     if is_preflight(os.environ):
         return answer_preflight(os.environ, loaded.config)
     gc.freeze()
     gc.enable()
+    environment = dict(os.environ)
     inherited = inherit(os.environ)
     clock = SystemClock()
     logs = configure_logging(loaded.config.logging.main, clock=clock)
@@ -113,22 +114,29 @@ def _run(loaded: LoadedConfig, source: ConfigSource) -> int:
     if loaded.unused:
         log.debug("environment variables that this version does not use", names=", ".join(loaded.unused))
 
-    async def serve() -> None:
-        manager = take_service_manager(os.environ, clock=clock)
-        await App(loaded, source=source, logs=logs, clock=clock, manager=manager, inherited=inherited).run()
+    app: App | None = None
 
+    async def serve() -> None:
+        nonlocal app
+        manager = take_service_manager(os.environ, clock=clock)
+        app = App(loaded, source=source, logs=logs, clock=clock, manager=manager, inherited=inherited)
+        await app.run()
+
+    code, problem = 0, ""
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve())
     except StartError as error:
         print(f"llmvisor: {error.message}" + (f"\n  {error.hint}" if error.hint else ""), file=sys.stderr)
-        return error.exit_code
-    except Exception:
+        code, problem = error.exit_code, error.message
+    except Exception as error:
         log.critical("the daemon died by a bug of ours", exc_info=True)
-        return EXIT_BUG
+        code, problem = EXIT_BUG, f"a bug of ours: {error!r}"
     finally:
         logs.close()
-    return 0
+    if code and inherited.envelope is not None and not (app is not None and app.was_ready):
+        start_with_nothing(environment, problem)
+    return code
 
 
 if __name__ == "__main__":

@@ -55,6 +55,7 @@ class App:
     ) -> None:
         manager = manager or ServiceManager()
         self._inherited = inherited or Inheritance()
+        self.was_ready = False
         self._source = source
         self._parts = Parts(loaded, clock=clock)
         self._clock = clock
@@ -116,6 +117,7 @@ class App:
             stack.callback(self._heartbeat.close)
             self._heartbeat.start()
             self._notifier.ready()
+            self.was_ready = True
             self._parts.supervisor.preload()
             await self._stop.wait()
             await self._drain()

@@ -27,13 +27,16 @@ ERRORS: list[tuple[errors.LlmvisorError, int, str, str]] = [
     (errors.InsufficientMemory("x"), 503, "model_error", "insufficient_memory"),
     (errors.ModelLoading("x", retry_after_seconds=5), 503, "model_error", "model_loading"),
     (errors.ModelUnavailable("x"), 503, "model_error", "model_unavailable"),
+    (errors.ModelUnloaded("x"), 503, "model_error", "model_unloaded"),
     (errors.RuntimeCrashed("x"), 503, "model_error", "runtime_crashed"),
     (errors.QueueFull("x", retry_after_seconds=0.2), 503, "server_error", "queue_full"),
     (errors.ShuttingDown("x", retry_after_seconds=1), 503, "server_error", "shutting_down"),
     (errors.InternalError("x"), 500, "server_error", "internal_error"),
 ]
 
-RETRY_AFTER = {"model_loading": "5", "runtime_crashed": "1", "queue_full": "1", "shutting_down": "1"}
+RETRY_AFTER = {"model_loading": "5"} | dict.fromkeys(
+    ("model_unloaded", "runtime_crashed", "queue_full", "shutting_down"), "1"
+)
 """Whole seconds, at least one; one where the service does not say."""
 
 

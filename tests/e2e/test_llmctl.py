@@ -146,7 +146,7 @@ def test_unload_waits_for_what_runs_unless_forced(daemon: Daemon) -> None:
         assert ctl(daemon, "unload", "endless", "--timeout", "0.5").code == 5
         assert alive(pid)
         assert "is unloaded" in done(daemon, "unload", "endless", "--force")
-        assert "error" in list(client.events())[-1]
+        assert "unloaded by force" in list(client.events())[-1]
     eventually_sync(lambda: not alive(pid), 10)
     assert daemon.runtime("endless")["state"] == "not_loaded"
 

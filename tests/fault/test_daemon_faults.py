@@ -90,6 +90,26 @@ def test_sigterm_lets_streams_finish_and_then_exits() -> None:
         assert not [p for p in family if alive(p.pid)]
 
 
+def test_worker_that_is_killed_while_the_daemon_drains_is_a_pause() -> None:
+    """1. A request streams. 2. SIGTERM. 3. Its worker gets SIGKILL, twice. Result: the stream ends whole within
+    `drain_timeout`, and the daemon with exit 0, nothing left behind."""
+    with no_leaks(), Daemon({"models": MODELS}) as daemon:
+        alone = daemon.complete("slow", max_tokens=60)[1]["choices"][0]["text"]
+        with stream(daemon, "slow", max_tokens=60) as client:
+            events = [client.next_event()]
+            pids = [daemon.worker_pid("slow")]
+            daemon.signal(signal.SIGTERM)
+            eventually_sync(lambda: daemon.runtime("slow")["state"] == "draining", 5)
+            os.kill(pids[0], signal.SIGKILL)
+            pids.append(daemon.worker_pid("slow", other_than=pids[0]))
+            events += [client.next_event() for _ in range(20)]
+            os.kill(pids[1], signal.SIGKILL)
+            events += list(client.events())
+        assert events[-1] == "[DONE]"
+        assert "".join(json.loads(event)["choices"][0]["text"] for event in events[:-1]) == alone
+        assert daemon.wait() == 0
+
+
 def test_drain_is_bounded_and_ends_streams_with_an_error_event() -> None:
     """What is still in flight after `drain_timeout` gets an error event."""
     with no_leaks(), Daemon({"models": MODELS, "server": {"drain_timeout": 0.3}}) as daemon:

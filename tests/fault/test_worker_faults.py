@@ -74,6 +74,22 @@ def test_sigkill_mid_stream_is_a_pause_and_others_go_on(daemon: Daemon) -> None:
         assert not alive(pid)
 
 
+def test_worker_killed_from_outside_before_the_first_token_is_no_fault_of_the_request(daemon: Daemon) -> None:
+    """1. A request's prompt is being read, alone in its worker. 2. SIGKILL, three times. Result: it is answered."""
+    answers: list[int] = []
+    prompt = "[[failpoint: generate=sleep(1)]]"
+    daemon.complete("victim", max_tokens=1)
+    thread = threading.Thread(target=lambda: answers.append(daemon.complete("victim", prompt, max_tokens=3)[0]))
+    thread.start()
+    pids = [daemon.worker_pid("victim")]
+    for _ in range(3):
+        eventually_sync(lambda: daemon.runtime("victim")["slots_busy"] == 1, 10)
+        os.kill(pids[-1], signal.SIGKILL)
+        pids.append(daemon.worker_pid("victim", other_than=pids[-1]))
+    thread.join(30)
+    assert answers == [200]
+
+
 def test_several_choices_go_on_each_where_it_was(daemon: Daemon) -> None:
     """n=3, killed three times; every choice is whole, and counted once."""
     _, alone = daemon.complete("victim", max_tokens=60, n=3)

@@ -171,7 +171,7 @@ def test_unload_waits_for_what_runs_and_force_does_not(daemon: Daemon) -> None:
         assert daemon.wait_for_state("quick", "draining")["slots_busy"] == 1
         assert daemon.control("POST", f"/jobs/{polite['id']}/cancel")[0] == 409
         unload(daemon, "quick")
-        assert json.loads(list(client.events())[-1])["error"]["code"] == "runtime_crashed"
+        assert json.loads(list(client.events())[-1])["error"]["code"] == "model_unloaded"
     assert wait_for(daemon, polite)["state"] == "succeeded"
 
 

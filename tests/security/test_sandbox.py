@@ -209,8 +209,7 @@ def test_datagrams_of_a_pair_go_nowhere_else(worker: Worker, tmp_path: Path) -> 
 
 @landlocked
 def test_other_processes_are_out_of_reach(worker: Worker) -> None:
-    """No signal reaches the daemon, its environment, memory and descriptors cannot be read, its limits not be set (a
-    second of CPU time would be its end)."""
+    """No signal reaches the daemon, its memory and descriptors cannot be read, its limits (of CPU time) not be set."""
     code = f"""
 import os, resource
 for attempt in (
@@ -349,7 +348,6 @@ def test_kernel_whose_landlock_holds_no_signals_says_so() -> None:
         hello = worker.receive()
         assert isinstance(hello, Hello)
         assert hello.confined is not None
-        assert "landlock 5" in hello.confined.in_force
         assert [line.partition(":")[0] for line in hello.confined.missing] == ["signals"]
     with Worker(program=program, extra=confined(mode="required")) as worker:
         assert worker.wait() == os.EX_CONFIG

@@ -105,6 +105,7 @@ class Chaos:
         make = SmallDisk if has_own_mounts() else Daemon
         with TemporaryDirectory(prefix="lv-chaos-") as folder:
             memory_file = Path(folder) / "memory"
+            config["cache"] = {"state_dir": str(Path(folder) / "state")}
             with make(config, env={FAULT_FILE_VARIABLE: str(memory_file)}) as daemon:
                 return self._run_on(daemon, config, memory_file)
 

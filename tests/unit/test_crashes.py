@@ -46,6 +46,16 @@ def test_spent_budget_ends_who_was_inside_at_every_crash_instead_of_the_model() 
     assert serving(one, [2, 3], killed).delay_seconds is not None
 
 
+def test_worker_that_somebody_ends_again_and_again_is_not_started_for_ever() -> None:
+    """Nobody is blamed for it, a suspect that is inside neither; but the budget holds."""
+    one = crashes(restarts_max=3)
+    suspects = [serving(one, [1, 2]), serving(one, [1, 2])]
+    assert [verdict.delay_seconds for verdict in suspects] == [0.0, 2.0]
+    outside = Crash("outside")
+    verdicts = [serving(one, [1], outside), serving(one, [1], outside)]
+    assert [verdict.poison for verdict in verdicts] == [frozenset(), {1}]
+
+
 def test_model_at_which_one_after_the_other_is_blamed_is_at_fault_itself() -> None:
     """Unless somebody got on or was served in between."""
     one = crashes()
@@ -78,7 +88,7 @@ def test_killed_load_tells_nothing_once_or_where_the_model_has_loaded() -> None:
         one.at_load(0, "killed", permanent=False)
         told.append(one.load_says_nothing)
     one.loaded()
-    for kind in ("killed", "killed", "fault"):
+    for kind in ("killed", "outside", "fault"):
         one.at_load(0, kind, permanent=False)
         told.append(one.load_says_nothing)
     assert told == [True, False, True, True, False]

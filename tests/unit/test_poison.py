@@ -10,6 +10,7 @@ from llmvisor.supervision.poison import Crash, PoisonRule, Quarantine
 
 FAULT = Crash("fault")
 KILLED = Crash("killed")
+OUTSIDE = Crash("outside")
 
 
 def rule() -> PoisonRule:
@@ -27,11 +28,13 @@ CASES: list[tuple[str, list[tuple[list[int], Crash]], list[int], list[int]]] = [
     ("two at both: suspects", [([1, 2], FAULT), ([1, 2], FAULT)], [], [1, 2]),
     ("one of them at both", [([1, 2], FAULT), ([1, 3], FAULT)], [], [1]),
     ("a suspect that crashes alone", [([1, 2], FAULT), ([1, 2], FAULT), ([2], FAULT)], [2], [1]),
-    ("killed from outside while it gets on, however often", [([1], got_on(1))] * 9, [], []),
+    ("killed for memory while it gets on, however often", [([1], got_on(1))] * 9, [], []),
     ("killed twice before it brought anything: perhaps for memory", [([1], KILLED)] * 2, [1], []),
     ("getting on in between clears", [([1], KILLED), ([1], got_on(1)), ([1], KILLED)], [], []),
     ("but not of a fault", [([1], FAULT), ([1], got_on(1)), ([1], FAULT)], [1], []),
     ("a fault and a kill", [([1], FAULT), ([1], KILLED)], [1], []),
+    ("ended by somebody, however often", [([1], OUTSIDE)] * 9, [], []),
+    ("which clears nobody", [([1], FAULT), ([1], OUTSIDE), ([1], FAULT)], [1], []),
     ("nobody inside", [([], FAULT)] * 5, [], []),
 ]
 

@@ -146,6 +146,48 @@ async def test_worker_after_the_next_is_told_all_of_it() -> None:
     assert stream.done.resumed == 5
 
 
+async def test_kills_that_are_not_for_memory_are_no_fault_of_the_request() -> None:
+    """It is alone inside and has brought nothing each time. Where the kernel may have done it, the second is enough."""
+    world = FakeWorld(restart=QUICK)
+    worker = await world.loaded()
+    stream = world.runtime.generate(generation())
+    for _ in range(5):
+        worker.exit(KILL, memory_ran_out=False)
+        worker = await world.restarted()
+    assert [one.possible_oom for one in world.runtime.postmortems.all()] == [False] * 5
+    worker.report(delta(7))
+    worker.report(done())
+    assert await read(stream) == "7"
+    for memory_ran_out in (True, None):
+        stream = world.runtime.generate(named(f"memory ran out: {memory_ran_out}"))
+        for _ in range(2):
+            worker.exit(KILL, memory_ran_out=memory_ran_out)
+            worker = await world.restarted()
+        with pytest.raises(PoisonRequest):
+            await read(stream)
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+async def test_worker_that_somebody_stops_is_no_fault_of_the_request(stopped: bool) -> None:
+    """It makes no progress, and is replaced; one that hangs by itself costs the request inside at the second time."""
+    world = FakeWorld(restart=QUICK, stall_timeout=0.02)
+    worker = await world.loaded()
+    stream = world.runtime.generate(generation())
+    for _ in range(2):
+        worker.is_stopped = stopped
+        world.clock.at += 0.021
+        await eventually(lambda worker=worker: worker.stops == ["abort"])
+        worker.exit(-int(signal.SIGABRT))
+        worker = await world.restarted()
+    if not stopped:
+        with pytest.raises(PoisonRequest):
+            await read(stream)
+        return
+    assert "stopped from outside" in world.runtime.postmortems.all()[0].reason
+    worker.report(done())
+    assert await read(stream) == ""
+
+
 async def test_slow_reader_is_told_to_the_next_worker() -> None:
     """Paused it stays, and is resumed when it has caught up; in between nobody is told of an unknown request."""
     world = FakeWorld(restart=QUICK)

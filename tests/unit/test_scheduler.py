@@ -6,7 +6,7 @@ import pytest
 from tests.support.schedulers import ready, scheduler, ticket, without_changes
 
 from llmvisor.supervision.effects import Grant, Refuse, StartWorker, StopWorker, Suspend, Ticket
-from llmvisor.supervision.poison import Crash
+from llmvisor.supervision.poison import Crash, CrashKind
 from llmvisor.supervision.state import State
 
 
@@ -174,14 +174,6 @@ class TestCrash:
         (refusal,) = without_changes(never.exited("killed by SIGKILL", 2, crash=Crash("killed")))
         assert isinstance(refusal, Refuse)
 
-    def test_a_crash_in_the_end_of_the_daemon_is_an_error(self) -> None:
-        """Nothing starts any more, so nothing goes on."""
-        one = ready()
-        one.submit(ticket(1))
-        one.shutdown(5)
-        assert Refuse(1, "runtime_crashed", "boom", 1.0) in one.exited("boom", 6)
-        assert one.state is State.CLOSED
-
     def test_a_suspect_that_is_slow_holds_up_the_others_for_a_minute_at_most(self) -> None:
         """An embedding of many texts, or a client that does not read: it does no harm, and is let be."""
         one = ready(restarts_max=100)
@@ -269,6 +261,20 @@ class TestCrash:
         one = ready()
         one.hung("no progress")
         assert one.hung("no progress") == []
+
+    def test_worker_that_somebody_stops_counts_against_nobody(self) -> None:
+        """However often; one that hangs by itself does, at the second time."""
+        cases: list[tuple[CrashKind, list[tuple[int, str]]]] = [("outside", []), ("fault", [(1, "poison_request")])]
+        for kind, ends in cases:
+            one = ready(restarts_max=100)
+            one.submit(ticket(1))
+            refused: list[Refuse] = []
+            for at in (10, 30, 50):
+                one.hung("no progress", kind=kind)
+                refused += [each for each in one.exited("killed by SIGABRT", at) if isinstance(each, Refuse)]
+                one.wake(at + 10)
+                one.loaded(4, at + 10)
+            assert [(each.id, each.kind) for each in refused] == ends
         assert one.broken("garbage") == []
 
 
@@ -375,6 +381,31 @@ class TestShutdown:
         assert one.submit(ticket(3)) == [Refuse(3, "shutting_down", "the server is shutting down")]
         assert without_changes(one.ended(1, 6)) == [StopWorker("close", "unloaded")]
         one.exited("exited with code 0", 7)
+        assert one.state is State.CLOSED
+
+    def test_worker_that_ends_while_the_daemon_does_is_replaced_for_what_it_had(self) -> None:
+        """It finishes in the next one, and nothing else does. The last to end ends that worker too."""
+        one = ready(slots=1)
+        one.submit(ticket(1))
+        one.shutdown(5)
+        assert without_changes(one.exited("boom", 6)) == [Suspend(1, "boom"), StartWorker()]
+        assert one.submit(ticket(2)) == [Refuse(2, "shutting_down", "the server is shutting down")]
+        assert without_changes(one.loaded(1, 7)) == [Grant(1)]
+        assert without_changes(one.ended(1, 8)) == [StopWorker("close", "unloaded")]
+        assert without_changes(one.exited("exited with code 0", 9)) == []
+        assert one.state is State.CLOSED
+
+    def test_what_waits_for_its_next_worker_when_the_daemon_ends_gets_it(self) -> None:
+        """In the wait before the start, and while it loads. Whoever leaves it then leaves nothing behind."""
+        one = ready(slots=1)
+        one.submit(ticket(1))
+        one.exited("boom", 5)
+        one.submit(ticket(2, at=5))
+        assert without_changes(one.shutdown(5)) == [Refuse(2, "shutting_down", "the server is shutting down")]
+        assert without_changes(one.wake(5)) == [StartWorker()]
+        assert without_changes(one.shutdown(6)) == []
+        assert without_changes(one.withdrawn(1, 7)) == [StopWorker("kill", "shutting down")]
+        assert without_changes(one.exited("killed", 8)) == []
         assert one.state is State.CLOSED
 
     def test_shutdown_wins_in_backoff_and_while_loading(self) -> None:

@@ -43,7 +43,7 @@ class Earliest:
 
     def first_time(self) -> float | None:
         """The earliest time."""
-        return None if (first := self.first()) is None else first[0]
+        return None if not self._times or (first := self.first()) is None else first[0]
 
     def due(self, now: float) -> list[int]:
         """Take out every id whose time has come, earliest first."""

@@ -72,6 +72,11 @@ class Places:
         """A request has come."""
         self._waiting.put(ticket)
 
+    def run_at_once(self, ticket: Ticket) -> None:
+        """A request has come that `fits_at_once`."""
+        self._waiting.pass_through(ticket)
+        self._run(ticket, ticket.arrived)
+
     def withdraw(self, ticket_id: int) -> Ticket | None:
         """A request waits no more, and got nothing; None where it did not wait."""
         ticket = self._waiting.take(ticket_id)
@@ -101,6 +106,8 @@ class Places:
     def grant(self, now: float) -> list[Ticket]:
         """Let run what fits, in order."""
         granted: list[Ticket] = []
+        if not self._waiting:
+            return granted
         if self._poison.suspects:
             self._grant_suspect(granted, now)
         if not self._poison.suspects:
@@ -143,12 +150,15 @@ class Places:
     def _grant(self, ticket: Ticket, granted: list[Ticket], now: float) -> None:
         self._waiting.grant(ticket.id)
         self._begun.discard(ticket.id)
+        self._run(ticket, now)
+        granted.append(ticket)
+
+    def _run(self, ticket: Ticket, now: float) -> None:
         self.running[ticket.id] = ticket
         self.busy += self._width(ticket)
         self._times.began(ticket, now)
         if ticket.deadline is not None:
             self._deadlines.add(ticket.id, ticket.deadline)
-        granted.append(ticket)
 
     def _grant_suspect(self, granted: list[Ticket], now: float) -> None:
         """Suspects run one at a time, beside cleared ones alone; everybody else waits."""

@@ -104,7 +104,11 @@ class Scheduler:
             self._refuse(ticket, "model_unavailable", self.error or "the model is unavailable")
         elif ticket.deadline is not None and ticket.deadline <= ticket.arrived:
             self._refuse(ticket, "timeout", "the request's time was over before it began")
-        elif not self._has_room(ticket):
+        elif self._serves() and self._places.fits_at_once(ticket):
+            self._places.run_at_once(ticket)
+            self._granted(ticket)
+            self.idle.used()
+        elif not self._has_room():
             loading_since = None if self.state is State.READY else self._load_began
             seconds = self._places.come_back_seconds(ticket.arrived, self.settings.parallel, loading_since)
             waiting = f"{self.queued} requests wait for this model already"
@@ -286,9 +290,7 @@ class Scheduler:
             self._want_load(now)
         if self._serves():
             for ticket in self._places.grant(now):
-                if ticket.keep_alive_seconds is not None:
-                    self.idle.keep_alive_seconds = ticket.keep_alive_seconds
-                self._effects.append(Grant(ticket.id))
+                self._granted(ticket)
         if self._closing and not self.queued:
             self._close()
         if self.state is State.DRAINING and not self.running:
@@ -322,11 +324,14 @@ class Scheduler:
     def _serves(self) -> bool:
         return self.state is State.READY and self._doomed is None
 
-    def _has_room(self, ticket: Ticket) -> bool:
-        """In the queue, or at once. Before a worker serves, those that will run at once when it does wait as well."""
-        serves = self._serves()
-        room = self.settings.queue_limit + (0 if serves else self.settings.parallel)
-        return self.queued < room or (serves and self._places.fits_at_once(ticket))
+    def _granted(self, ticket: Ticket) -> None:
+        if ticket.keep_alive_seconds is not None:
+            self.idle.keep_alive_seconds = ticket.keep_alive_seconds
+        self._effects.append(Grant(ticket.id))
+
+    def _has_room(self) -> bool:
+        """In the queue. Before a worker serves, those that will run at once when it does wait as well."""
+        return self.queued < self.settings.queue_limit + (0 if self._serves() else self.settings.parallel)
 
     def _load_deadline(self, ticket: Ticket) -> float:
         return max(ticket.arrived, self._load_began, self._crashes.at) + self.settings.load_timeout_seconds

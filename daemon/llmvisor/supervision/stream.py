@@ -174,7 +174,7 @@ class GenerationStream:
         at least, so they reach the client, and the worker is not asked for them again."""
         self.waits_for: Callable[[], str] = str
         """See `services.service.Stream`; the actor says how."""
-        self._sent = tuple(_Sent(tokens) for tokens in self.tokens_sent)
+        self._sent = [_Sent(tokens) for tokens in self.tokens_sent]
         self._begin = command
         self._command: Generate | None = None
         self._loaded_as: object = None
@@ -210,7 +210,7 @@ class GenerationStream:
 
     def enter(self, loaded_as: object) -> None:
         """A worker is to take it that has loaded this. Raises `RuntimeCrashed` where it cannot go on with that."""
-        if self._begun and loaded_as != self._loaded_as:
+        if loaded_as != self._loaded_as and self._command is not None and self._begun:
             raise RuntimeCrashed("the worker ended in the middle of this text, and the model is another one now")
         self._loaded_as = loaded_as
 

@@ -8,9 +8,9 @@ from typing import Literal
 
 FAULT_VARIABLE = "LLMVISOR_FAULT_UPGRADE_FILE"
 
-Fault = Literal["preflight", "exec", "state", "protocol"]
+Fault = Literal["preflight", "exec", "state", "protocol", "start"]
 """`preflight`: the trial of the new daemon fails; `exec`: the execution fails; `state`: the new daemon cannot read what
-the old one left; `protocol`: it speaks another protocol to workers."""
+the old one left; `protocol`: it speaks another protocol to workers; `start`: it fails with what it was left."""
 
 
 def is_wanted(environ: Mapping[str, str], fault: Fault) -> bool:

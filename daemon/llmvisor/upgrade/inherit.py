@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
 
 import msgspec
 
-from llmvisor.config.tree import Config
+from llmvisor.config.tree import Config, Server
+from llmvisor.errors import StartError
 from llmvisor.http.connection_handover import ConnectionHandover
+from llmvisor.listen import open_tcp
+from llmvisor.signals import HeldSignals
 from llmvisor.supervision.adopt import children_but, end_children
 from llmvisor.supervision.handover import RuntimeHandover
 from llmvisor.upgrade.fault import fail_on_purpose, is_wanted
 from llmvisor.upgrade.memory_file import read_memory_file
 from llmvisor.upgrade.preflight import PREFLIGHT_VARIABLE
-from llmvisor.upgrade.reexec import STATE_VARIABLE
+from llmvisor.upgrade.reexec import COLD_VARIABLE, STATE_VARIABLE, command, execute
 from llmvisor.upgrade.state import (
     DaemonHandover,
     Envelope,
@@ -25,6 +28,9 @@ from llmvisor.upgrade.state import (
     decode_state,
     open_envelope,
 )
+
+
+_REASON_CHARS_MAX = 500
 
 
 class Inheritance(msgspec.Struct, frozen=True):
@@ -59,7 +65,10 @@ class Inheritance(msgspec.Struct, frozen=True):
 
 def inherit(environ: MutableMapping[str, str]) -> Inheritance:
     """What the environment names, and names no longer after this."""
-    name = environ.pop(STATE_VARIABLE, None)
+    name, failure = environ.pop(STATE_VARIABLE, None), environ.pop(COLD_VARIABLE, None)
+    if failure is not None:
+        end_children(children_but([]))
+        return Inheritance(problem=failure)
     if name is None:
         return Inheritance()
     envelope, state, problem = None, None, None
@@ -76,6 +85,16 @@ def inherit(environ: MutableMapping[str, str]) -> Inheritance:
             os.close(int(fd))
     end_children(children_but([] if state is None else [one.worker.pid for one in state.runtimes]))
     return Inheritance(envelope, state, problem)
+
+
+def start_with_nothing(environ: Mapping[str, str], reason: str) -> None:
+    """Execute the program once more: it could not start with what was left, and may without.
+
+    Workers are ended, and who waits in a backlog is sent away. Comes back where it cannot be executed.
+    """
+    kept = {name: value for name, value in environ.items() if name != STATE_VARIABLE}
+    with HeldSignals() as held, suppress(OSError):
+        execute(command(), {**kept, COLD_VARIABLE: reason[:_REASON_CHARS_MAX]}, [], held)
 
 
 def _read(name: str, *, pid: int) -> Envelope:
@@ -98,6 +117,9 @@ def answer_preflight(environ: MutableMapping[str, str], config: Config) -> int:
         envelope = _read(environ.get(STATE_VARIABLE, ""), pid=os.getppid())
         decode_state(envelope)
         _check(envelope, config)
+    except StartError as error:
+        print(error.message, file=sys.stderr)
+        return os.EX_CONFIG
     except (StateRefused, OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return os.EX_CONFIG
@@ -105,8 +127,17 @@ def answer_preflight(environ: MutableMapping[str, str], config: Config) -> int:
 
 
 def _check(envelope: Envelope, config: Config) -> None:
-    """Raises `StateRefused` where the configuration wants what only a full restart brings."""
+    """Raises `StateRefused` where the configuration wants what only a full restart brings, `StartError` where it wants
+    a port that cannot be had."""
     activated = any(listener.kind == "unix" and listener.handed_over for listener in envelope.listeners)
     wanted = config.control.socket or ""
     if not activated and wanted != envelope.socket_path:
         raise StateRefused(f"control.socket is {wanted} now, and {envelope.socket_path} is open: restart it in full")
+    if not any(_serves(listener, config.server) for listener in envelope.listeners):
+        open_tcp(config.server.host, config.server.port).close()
+
+
+def _serves(listener: ListenerHandover, server: Server) -> bool:
+    """Whether the next run goes on with this socket."""
+    same = listener.handed_over or (listener.host, listener.port) == (server.host, server.port)
+    return listener.kind == "tcp" and same
