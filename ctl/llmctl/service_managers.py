@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -48,7 +48,9 @@ class Manager(Protocol):
 
     def names(self) -> list[str]: ...
 
-    def after_install(self) -> list[Command]: ...
+    def after_install(self, *, changed: Collection[str] = ()) -> list[Command]:
+        """`changed` are names of files that were there already, with another text."""
+        ...
 
     def before_uninstall(self) -> list[Command]: ...
 
@@ -78,8 +80,10 @@ class Systemd:
     def names(self) -> list[str]:
         return [SERVICE, SOCKET]
 
-    def after_install(self) -> list[Command]:
-        return [[*self._control, "daemon-reload"], [*self._control, "enable", "--now", SOCKET]]
+    def after_install(self, *, changed: Collection[str] = ()) -> list[Command]:
+        # A socket that is open stays where it is; restarted it takes the service along.
+        moved = [[*self._control, "restart", SOCKET]] if SOCKET in changed else []
+        return [[*self._control, "daemon-reload"], [*self._control, "enable", "--now", SOCKET], *moved]
 
     def before_uninstall(self) -> list[Command]:
         return [[*self._control, "disable", "--now", SOCKET, SERVICE]]
@@ -118,11 +122,15 @@ class Launchd:
     def names(self) -> list[str]:
         return [f"{LABEL}.plist"]
 
-    def after_install(self) -> list[Command]:
-        return [["launchctl", "bootstrap", self._domain, str(self.folder / f"{LABEL}.plist")]]
+    def after_install(self, *, changed: Collection[str] = ()) -> list[Command]:
+        del changed  # what it has loaded it neither reads again nor loads once more: it goes in any case
+        return [
+            *self.before_uninstall(),
+            ["launchctl", "bootstrap", self._domain, str(self.folder / f"{LABEL}.plist")],
+        ]
 
     def before_uninstall(self) -> list[Command]:
-        return [["launchctl", "bootout", f"{self._domain}/{LABEL}"]]
+        return [["launchctl", "bootout", f"{self._domain}/{LABEL}"]] if self._print().code == 0 else []
 
     def after_uninstall(self) -> list[Command]:
         return []
@@ -134,13 +142,17 @@ class Launchd:
         return [["launchctl", "kill", "SIGTERM", f"{self._domain}/{LABEL}"]]
 
     def status(self) -> list[UnitStatus]:
-        ran = run(["launchctl", "print", f"{self._domain}/{LABEL}"])
+        ran = self._print()
         if ran.code != 0:
             raise NotFound("llmvisor is not installed as a service here", hint="llmctl service install")
         found = dict(re.findall(r"^\s*(state|pid|last exit code) = (.+)$", ran.stdout, re.MULTILINE))
         pid = found.get("pid", "")
         text = f"last exit code {found['last exit code']}" if "last exit code" in found else ""
         return [UnitStatus(LABEL, found.get("state", "unknown"), int(pid) if pid.isdigit() else None, text=text)]
+
+    def _print(self) -> Ran:
+        """What launchd says of it; exit code 0 where it has loaded it."""
+        return run(["launchctl", "print", f"{self._domain}/{LABEL}"])
 
 
 def manager_here(environ: Mapping[str, str], *, home: Path, data: Path, user: bool) -> Manager:

@@ -68,9 +68,7 @@ def _daemon_lines(status: DaemonStatus, paint: Paint) -> list[str]:
     lines += [paint(f"{status.health}: {printable(reason)}", "yellow") for reason in status.reasons]
     config = status.config
     if config.replacing:
-        lines.append(
-            f"replacing {', '.join(map(printable, config.replacing))}: the new workers load beside the old ones"
-        )
+        lines.append(f"replacing {', '.join(map(printable, config.replacing))}: the new workers are yet to load")
     lines += [
         paint(f"{printable(wait.path)} waits for a restart: {printable(wait.reason)}", "yellow")
         for wait in config.waits

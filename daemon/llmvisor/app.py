@@ -33,6 +33,7 @@ from llmvisor.reconfiguring import Reconfigurer
 from llmvisor.reloading import Reloader
 from llmvisor.service_manager import ServiceManager
 from llmvisor.signals import handle_signals
+from llmvisor.upgrade.fault import fail_on_purpose
 from llmvisor.upgrade.house import House, adoption
 from llmvisor.upgrade.inherit import Inheritance
 from llmvisor.upgrade.upgrader import Upgrader
@@ -125,12 +126,10 @@ class App:
             raise self._background.failure
 
     def _lock(self) -> DaemonLock:
-        unix = self._listeners.unix
-        is_ours = unix is None or not unix.handed_over
         return DaemonLock(
             self._parts.run_dir,
             socket_path=self._listeners.socket_path,
-            socket_is_ours=is_ours,
+            socket_is_ours=self._listeners.unix is None,
             held_fd=self._inherited.lock_fd,
         )
 
@@ -142,6 +141,7 @@ class App:
             lock,
             logs=self._logs,
             notifier=self._notifier,
+            look=self._source.look,
             reloads=lambda: self._control.reloader is not None and self._control.reloader.under_way,
             started=started,
             started_at=started_at,
@@ -248,7 +248,10 @@ class App:
             self._control.goes_on(state.started, state.started_at)
             self._parts.supervisor.residency.arrivals.restore(state.arrivals)
             self._parts.measurer.kept = {runtime.worker.pid for runtime in state.runtimes}
-        return self._adoption.adopt()
+        adopted = self._adoption.adopt()
+        if self._inherited.state is not None:
+            fail_on_purpose(os.environ, "start", RuntimeError("a fault on purpose"))
+        return adopted
 
     def _adopt_installed(self) -> None:
         self._adoption.adopt()

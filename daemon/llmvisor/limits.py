@@ -102,6 +102,8 @@ gguf_header_bytes_max = 256 * 1024 * 1024
 upgrade_state_bytes_max = 256 * 1024 * 1024
 upgrade_poll_seconds = 0.02
 """How often it is looked whether everything has come to rest."""
+upgrade_hold_seconds = 1.0
+"""For so long new requests are held back at a time while longer ones run, and are let in for at least as long."""
 upgrade_preflight_seconds_max = 60.0
 upgrade_last_seconds_max = 10.0
 """For those who follow logs and events, and jobs that are stopped, once all requests have ended."""
@@ -217,6 +219,8 @@ loading_retry_seconds = 5.0
 """What a client is told to wait whose model was still loading."""
 memory_retry_seconds = 10.0
 """What a client is told to wait whose model had no room."""
+memory_come_back_seconds = 20.0
+"""So long a model that makes room for those who were told to wait goes on doing so: they may come back for it."""
 
 # -- memory
 eviction_candidates_exact_max = 10

@@ -27,6 +27,10 @@ class Listener:
         self._runner: web.AppRunner | None = None
         self._site: web.SockSite | None = None
 
+    @property
+    def is_tcp(self) -> bool:
+        return self.sock.family != socket.AF_UNIX
+
     async def accept(self, runner: web.AppRunner) -> None:
         if self._site is None:
             # A copy: a loop that stops accepting closes what it was given, and this one goes on listening.
@@ -67,6 +71,10 @@ class Listeners:
         tcp, unix = ([Listener(sock, handed_over=True) for sock in socks] for socks in (sockets.tcp, sockets.unix))
         self.tcp, self.unix = (next(iter(listeners), None) for listeners in (tcp, unix))
         self._more = [*tcp[1:], *unix[1:]]
+
+    def check(self, host: str) -> None:
+        """Raises `StartError` where a service manager's socket is open to more machines than this host is."""
+        HandedOver(tcp=[each.sock for each in self.all if each.handed_over and each.is_tcp]).check(host)
 
     def bind(self, *, tcp: socket.socket | None = None, unix: socket.socket | None = None) -> None:
         """Take the addresses that were not handed over. Only for the holder of the lock. Raises `StartError`."""
@@ -127,26 +135,22 @@ class Listeners:
 
     def hand_over(self) -> list[ListenerHandover]:
         """Every socket, for another run of this daemon; they stay open here."""
-        return [
-            ListenerHandover(
-                "unix" if listener.sock.family == socket.AF_UNIX else "tcp",
-                listener.sock.fileno(),
-                self.server.host,
-                self.server.port,
-                listener.handed_over,
-            )
-            for listener in self.all
-        ]
+        return [self._hand_over(listener) for listener in self.all]
+
+    def _hand_over(self, listener: Listener) -> ListenerHandover:
+        sock, server = listener.sock, self.server
+        kind = "tcp" if listener.is_tcp else "unix"
+        port = sock.getsockname()[1] if kind == "tcp" else 0
+        return ListenerHandover(kind, sock.fileno(), server.host, server.port, listener.handed_over, port)
 
     def take_over(self, given: list[ListenerHandover]) -> None:
         """Go on with the sockets of an earlier run, as far as the configuration wants the same. Raises `StartError`."""
         for one in given:
             sock = adopt_socket(one.fd)
             listener = Listener(sock, handed_over=one.handed_over)
-            same = one.handed_over or (one.host, one.port) == (self.server.host, self.server.port)
             if one.kind == "unix" and self.unix is None:
                 self.unix = listener
-            elif one.kind == "tcp" and self.tcp is None and same:
+            elif self.tcp is None and one.serves(self.server.host, self.server.port):
                 self.tcp = listener
             elif one.handed_over:
                 self._more.append(listener)

@@ -51,7 +51,7 @@ class DaemonLock:
         self._held_fd = held_fd
         self._socket_path = socket_path
         self._socket_is_ours = socket_is_ours
-        """It is a service manager's otherwise, and stays."""
+        """It is open already otherwise, handed over by a service manager or an earlier run, and stays."""
         self._fd: int | None = None
 
     def __enter__(self) -> Self:
@@ -75,7 +75,7 @@ class DaemonLock:
         try:
             _lock(fd)
             _write_holder(fd, Holder(pid=os.getpid(), socket=str(self._socket_path)))
-            if self._socket_is_ours and held_fd is None:  # else it is open, and handed on as well
+            if self._socket_is_ours:
                 _refuse_served_socket(self._socket_path)
                 remove_stale_socket(self._socket_path)
         except BaseException:

@@ -42,9 +42,11 @@ class Rebinder:
         before, old, runner = listeners.server, listeners.tcp, listeners.runner
         assert old is not None
         assert runner is not None
+        listeners.check(server.host)
         new = old
         if (before.host, before.port) != (server.host, server.port) and not old.handed_over:
-            new = Listener(_open_beside(server.host, server.port, old.sock))
+            # In a thread: a host's name may have to be asked for.
+            new = Listener(await asyncio.to_thread(_open_beside, server.host, server.port, old.sock))
         try:
             await new.accept(runner)
             self._write_port_file(server, new)
@@ -76,14 +78,15 @@ class Rebinder:
             new = Listener(open_unix(path, mode=control.mode_bits, group=control.group))
             await new.accept(runner)
         except BaseException:
-            if lock is not None:
+            if lock is not None and lock is not self._lock:
                 lock.release()
             raise
         listeners.control, listeners.unix = control, new
         await _close_after_overlap(old)
         remove_stale_socket(old_path)
-        self.close()
-        self._lock = lock
+        if lock is not self._lock:
+            self.close()
+            self._lock = lock
 
     def close(self) -> None:
         """Let go of the other folder."""
@@ -95,6 +98,8 @@ class Rebinder:
         """The right to be the daemon of another folder; None for our own, which we have."""
         if path.parent == self._run_dir:
             return None
+        if self._lock is not None and path.parent == Path(self._listeners.control.socket or "").parent:
+            return self._lock
         lock = DaemonLock(path.parent, socket_path=path)
         lock.acquire()
         return lock

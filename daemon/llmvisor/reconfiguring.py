@@ -49,13 +49,17 @@ class Reconfigurer:
         self._anew = frozenset(
             each.name for each in replaced if any(key.startswith("backends.") for key in each.reasons)
         )
+        # Nobody finds an address open to others that asks for no key: keys come first, and go last.
+        keys: tuple[bool, Step] = (True, self._keys)
         wanted: list[tuple[bool, Step]] = [
+            *([keys] if new.api_keys else []),
             (bool(found.logging), self._logging),
             (bool(found.cache), self._cache),
             (True, self._limits),
             (bool(found.routing), self._routing),
             (bool(found.http_listener), self._http_listener),
             (bool(found.control_listener), self._control_listener),
+            *([] if new.api_keys else [keys]),
             (True, self._models),
         ]
         taken: list[Step] = []
@@ -85,10 +89,12 @@ class Reconfigurer:
 
     async def _limits(self, loaded: LoadedConfig) -> None:
         parts, config = self._parts, loaded.config
-        parts.gate.configure(loaded.api_keys)
         parts.jobs.configure(fetches_max=config.downloads.jobs)
         parts.registry.configure(config.registries)
         self._http(loaded)
+
+    async def _keys(self, loaded: LoadedConfig) -> None:
+        self._parts.gate.configure(loaded.api_keys)
 
     async def _routing(self, loaded: LoadedConfig) -> None:
         self._parts.library.configure(loaded.config.llm)

@@ -78,7 +78,7 @@ class Reloader:
             problems=failure.problems if failure else [],
             failed_at=failure.time if failure else None,
             waits=self._waiting,
-            replacing=supervisor.replacing.names,
+            replacing=supervisor.replacing.pending,
             stayed=dict(supervisor.stayed),
         )
 
@@ -124,7 +124,11 @@ class Reloader:
                 await asyncio.to_thread(_replace_file, file, text.encode())
             except OSError as error:
                 raise ReloadFailed(f"{file} cannot be written: {error.strerror}") from error
-            report = await self.reload("request")
+            try:
+                report = await self.reload("request")
+            except ShuttingDown:
+                await asyncio.to_thread(_replace_file, file, before)
+                raise
             if report.outcome in {"refused", "failed"}:
                 await asyncio.to_thread(_replace_file, file, before)
             return report

@@ -77,5 +77,5 @@ def test_status_tells_what_is_replaced_and_what_waits(daemon: FakeDaemon) -> Non
     config = {"replacing": ["light"], "waits": [{"path": "storage.dir", "reason": "it is open"}]}
     daemon.answer("GET", "/llm/status", fake.daemon_status(config=config))
     shown = llmctl(daemon.socket_path, "status").stdout
-    assert "replacing light: the new workers load beside the old ones" in shown
+    assert "replacing light: the new workers are yet to load" in shown
     assert "storage.dir waits for a restart: it is open" in shown

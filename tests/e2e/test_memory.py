@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import pytest
@@ -101,7 +101,8 @@ def test_load_that_waits_too_long_is_refused_and_says_why() -> None:
     with Daemon(short) as daemon, begun(daemon, 100) as client:
         status, answer = daemon.complete("b", "hello")
         assert (status, answer["error"]["code"]) == (503, "insufficient_memory")
-        assert re.search(r"held by a \(60 MiB\); nothing made room for it within [01] s", answer["error"]["message"])
+        said = r"held by a \(60 MiB\); nothing made room for it within [01] s: a has 1 request in flight"
+        assert re.search(said, answer["error"]["message"])
         assert sum(1 for _ in client.events()) > 90
 
 
@@ -124,6 +125,23 @@ def test_model_that_is_never_idle_yields() -> None:
         assert all(status == 200 for client in asking for status in client.result(30))
         assert log_count(daemon, "yields: what runs finishes") == 1
         assert log_count(daemon, "evicted, to make room") <= 1
+
+
+def test_model_that_yields_serves_on_when_nobody_waits_for_it_any_more() -> None:
+    """1. A stream runs. 2. Another model is asked for, so the first one yields. 3. That client leaves. Result: the first
+    model's next request is answered beside the stream, not after it."""
+    models = {"a": model(token_delay_ms=20, reply_tokens=None), "b": model()}
+    with Daemon(configuration(models=models)) as daemon, begun(daemon, 600) as client:
+        pid = daemon.worker_pid("a")
+        with closing(http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=10)) as connection:
+            body = json.dumps({"model": "b", "prompt": "x"})
+            connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
+            daemon.wait_for_state("a", "draining")
+        assert log_count(daemon, "yields: what runs finishes") == 1
+        served(daemon, "a")
+        assert daemon.runtime("a")["slots_busy"] == 1, "the stream"
+        client.close()
+        assert daemon.worker_pid("a") == pid
 
 
 def test_loads_of_one_model_are_one_load_and_share_one_eviction(daemon: Daemon) -> None:

@@ -104,12 +104,32 @@ def test_old_worker_finishes_first_where_memory_has_no_room_for_two() -> None:
             first = running.next_event()
             reload(daemon, models(mock=mock_model(reply_tokens=2, **big)) | {"memory": {"limit": "1GiB"}})
             daemon.wait_for_state("mock", "draining")
+            assert config_status(daemon)["replacing"] == ["mock"], "what `config reload --wait` waits for"
             waiting: Future[tuple[int, Any]] = pool.submit(daemon.complete, "mock")
             events = [first, *running.events()]
             assert len(text_of(events).split()) == 40
             status, body = waiting.result(30)
+            assert not config_status(daemon).get("replacing")
         assert (status, body["usage"]["completion_tokens"]) == (200, 2)
         assert daemon.worker_pid("mock", other_than=old) != old
+
+
+def test_model_that_grows_comes_back_in_the_place_of_an_idle_one() -> None:
+    """No request waits for it, but it was loaded before its reload; nor does it go back to what it was."""
+
+    def sized(reply_tokens: int, memory: str) -> Json:
+        changed = models(mock=mock_model(reply_tokens=reply_tokens, memory=memory))
+        changed["models"]["other"] = mock_model(memory="300MiB")
+        return changed | {"memory": {"limit": "1GiB", "wait_timeout": 5, "min_residency": 1}}
+
+    with Daemon(sized(2, "600MiB")) as daemon:
+        old, _ = [daemon.complete(name) and daemon.worker_pid(name) for name in ("mock", "other")]
+        reload(daemon, sized(3, "900MiB"))
+        daemon.worker_pid("mock", other_than=old)
+        daemon.wait_for_state("mock", "loaded")
+        assert daemon.runtime("other")["state"] == "not_loaded"
+        assert not config_status(daemon).get("stayed")
+        assert daemon.complete("mock")[1]["usage"]["completion_tokens"] == 3
 
 
 @pytest.mark.parametrize("limit", ["80%", "1GiB"], ids=["side by side", "one after the other"])

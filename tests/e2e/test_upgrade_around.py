@@ -9,36 +9,40 @@ import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 from tests.support.daemon import Daemon, alive, mock_model, stream
 from tests.support.installed import publish_by_hand
 from tests.support.installs import SOURCE, SlowHub, at_stage, hub_settings, submit, visible_models, wait_for
 from tests.support.polling import eventually_sync
 from tests.support.tiny_gguf import write_tiny_gguf
-from tests.support.upgrades import await_upgrade_waits, begin_upgrade, ended_upgrade, upgrade, upgrade_status
+from tests.support.upgrades import (
+    await_upgrade_waits,
+    begin_upgrade,
+    llmctl,
+    succeeded_upgrade,
+    upgrade,
+    upgrade_status,
+)
+
+RESTARTS = {"max": 100, "backoff": [0.01, 0.1]}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def daemon() -> Iterator[Daemon]:
-    with Daemon({"models": {"one": mock_model(preload=True, token_delay_ms=20)}}) as daemon:
+    """One for all that leave it as it was."""
+    with Daemon({"models": {"one": mock_model(preload=True, token_delay_ms=20, restart=RESTARTS)}}) as daemon:
         daemon.worker_pid("one")
         yield daemon
 
 
-def llmctl(daemon: Daemon, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "llmctl", "--socket", str(daemon.socket_path), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-
-
 def test_llmctl_upgrades_and_says_so(daemon: Daemon) -> None:
     """Once the new program serves: exit code 0, the worker as before, and JSON where it is asked for."""
-    pid = daemon.worker_pid("one")
+    pid, before = daemon.worker_pid("one"), upgrade_status(daemon)["completed"]
     done = llmctl(daemon, "restart-daemon")
     assert (done.returncode, done.stdout) == (0, "llmvisor runs its program anew; the models stayed loaded\n"), done
     done = llmctl(daemon, "restart-daemon", "--json")
     assert done.returncode == 0
-    assert json.loads(done.stdout)["completed"] == 2
+    assert json.loads(done.stdout)["completed"] == before + 2
     assert daemon.worker_pid("one") == pid
 
 
@@ -53,9 +57,9 @@ def test_llmctl_tells_what_an_upgrade_waits_for_and_why_it_failed(daemon: Daemon
 
 
 def test_sigusr2_upgrades(daemon: Daemon) -> None:
-    pid = daemon.worker_pid("one")
+    pid, before = daemon.worker_pid("one"), upgrade_status(daemon)["completed"]
     daemon.signal(signal.SIGUSR2)
-    eventually_sync(lambda: upgrade_status(daemon)["completed"] == 1, 30, "the signal upgrades")
+    eventually_sync(lambda: upgrade_status(daemon)["completed"] > before, 30, "the signal upgrades")
     assert daemon.worker_pid("one") == pid
 
 
@@ -103,18 +107,17 @@ def test_installation_goes_on_after_an_upgrade(hub: SlowHub) -> None:
         assert visible_models(daemon) == ["tiny"]
 
 
-def test_job_that_is_not_kept_is_waited_for(daemon: Daemon) -> None:
+def test_job_that_is_not_kept_is_waited_for() -> None:
     """A load that somebody asked for ends as it would have: it is not cut off."""
-    daemon.reconfigure({"server": {"port": daemon.port}, "models": {"slow": mock_model(load_seconds=4)}})
-    upgrade(daemon)
-    status, job = daemon.control("POST", "/jobs", {"type": "load", "params": {"model": "slow"}})
-    assert status == 202, job
-    begin_upgrade(daemon)
-    await_upgrade_waits(daemon, "slow is loading")
-    assert ended_upgrade(daemon)["completed"] == 2
-    pid = daemon.worker_pid("slow")
-    assert daemon.complete("slow")[0] == 200
-    assert daemon.runtime("slow")["pid"] == pid
+    with Daemon({"models": {"slow": mock_model(load_seconds=2)}}) as daemon:
+        status, job = daemon.control("POST", "/jobs", {"type": "load", "params": {"model": "slow"}})
+        assert status == 202, job
+        before = begin_upgrade(daemon)
+        await_upgrade_waits(daemon, "slow is loading")
+        succeeded_upgrade(daemon, before)
+        pid = daemon.worker_pid("slow")
+        assert daemon.complete("slow")[0] == 200
+        assert daemon.runtime("slow")["pid"] == pid
 
 
 def test_those_who_follow_the_log_do_not_hold_up_an_upgrade(daemon: Daemon) -> None:
@@ -131,20 +134,24 @@ def test_those_who_follow_the_log_do_not_hold_up_an_upgrade(daemon: Daemon) -> N
             follower.kill()
 
 
-def test_last_lines_and_restarts_of_a_worker_are_kept(daemon: Daemon) -> None:
-    """What the status showed before it shows after."""
-    pid = daemon.worker_pid("one")
-    psutil.Process(pid).kill()
+def test_restarts_and_crashes_of_a_worker_are_kept(daemon: Daemon) -> None:
+    """What the status showed before it shows after, so do the postmortems, and poison ends no other worker."""
+    poison, pid = "[[failpoint: generate=2*token->kill(11)]]", daemon.worker_pid("one")
+    assert daemon.complete("one", poison)[0] == 422
     daemon.worker_pid("one", other_than=pid)
-    before = daemon.runtime("one")
+    before, postmortems = daemon.runtime("one"), daemon.control("GET", "/llm/postmortems")[1]
+    assert pid in [one["pid"] for one in postmortems["data"]]
     upgrade(daemon)
     after = daemon.runtime("one")
-    assert (after["restarts"], after["pid"], after["slots"]) == (1, before["pid"], before["slots"])
+    assert after["restarts"] == before["restarts"] > 0
+    assert (after["pid"], after["slots"]) == (before["pid"], before["slots"])
+    assert daemon.complete("one", poison)[0] == 422
+    assert daemon.control("GET", "/llm/postmortems")[1] == postmortems
 
 
 def test_idle_model_is_unloaded_when_it_would_have_been() -> None:
     """An upgrade is no use of a model: its idle time goes on."""
-    with Daemon({"models": {"one": mock_model(idle_timeout=4)}}) as daemon:
+    with Daemon({"models": {"one": mock_model(idle_timeout=3)}}) as daemon:
         assert daemon.complete("one")[0] == 200
         left = daemon.runtime("one")["idle_left_seconds"]
         upgrade(daemon)

@@ -9,7 +9,7 @@ import socket
 
 import psutil
 import pytest
-from tests.support.daemon import Daemon, alive, mock_model, stream
+from tests.support.daemon import Daemon, alive, mock_model, stream, text_of
 from tests.support.leaks import no_leaks
 from tests.support.polling import eventually_sync
 
@@ -101,12 +101,13 @@ def test_worker_that_is_killed_while_the_daemon_drains_is_a_pause() -> None:
             daemon.signal(signal.SIGTERM)
             eventually_sync(lambda: daemon.runtime("slow")["state"] == "draining", 5)
             os.kill(pids[0], signal.SIGKILL)
-            pids.append(daemon.worker_pid("slow", other_than=pids[0]))
+            eventually_sync(lambda: daemon.runtime("slow")["pid"] not in {None, *pids}, 10)
+            pids.append(daemon.runtime("slow")["pid"])
             events += [client.next_event() for _ in range(20)]
             os.kill(pids[1], signal.SIGKILL)
             events += list(client.events())
         assert events[-1] == "[DONE]"
-        assert "".join(json.loads(event)["choices"][0]["text"] for event in events[:-1]) == alone
+        assert text_of(events) == alone
         assert daemon.wait() == 0
 
 

@@ -77,7 +77,7 @@ def test_sigkill_mid_stream_is_a_pause_and_others_go_on(daemon: Daemon) -> None:
 def test_worker_killed_from_outside_before_the_first_token_is_no_fault_of_the_request(daemon: Daemon) -> None:
     """1. A request's prompt is being read, alone in its worker. 2. SIGKILL, three times. Result: it is answered."""
     answers: list[int] = []
-    prompt = "[[failpoint: generate=sleep(1)]]"
+    prompt = "[[failpoint: generate=delay(1000)]]"
     daemon.complete("victim", max_tokens=1)
     thread = threading.Thread(target=lambda: answers.append(daemon.complete("victim", prompt, max_tokens=3)[0]))
     thread.start()

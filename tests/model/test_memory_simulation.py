@@ -172,7 +172,7 @@ class World:
         if model.scheduler.state is State.LOADING:
             return Resident(key, held, "loading", model.kind.pinned)
         if model.scheduler.state is not State.READY:
-            return Resident(key, held, "leaving")
+            return Resident(key, held, "draining" if model.scheduler.state is State.DRAINING else "leaving")
         phase = "busy" if model.in_flight else "idle"
         rate = self.arrivals.per_second(key, self.now)
         return Resident(
@@ -197,6 +197,8 @@ class World:
             self.make_leave(residents[key], idle=True)
         for key in decision.yield_:
             self.make_leave(residents[key], idle=False)
+        for key in decision.stay:
+            self.apply(self.models[key], self.models[key].scheduler.stay_wanted(self.now))
         if decision.wake_at is not None and decision.wake_at < NEVER:
             assert decision.wake_at > self.now, "it would look again for ever"
             if decision.wake_at not in self.wakes:
@@ -219,7 +221,7 @@ class World:
         assert self.loads, "it goes for nobody"
         self.swaps += 1
         model = self.models[resident.key]
-        self.apply(model, model.scheduler.unload_wanted(self.now))
+        self.apply(model, model.scheduler.unload_wanted(self.now, yields=not idle))
 
     def check(self) -> None:
         held = sum(self.budget.held_bytes(key) for key in self.budget.holders())

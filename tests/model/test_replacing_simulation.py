@@ -231,3 +231,19 @@ async def test_every_request_is_answered_whatever_is_configured_meanwhile(seeds:
         except BaseException as error:
             error.add_note(f"seed {seed}")
             raise
+
+
+async def test_crashes_of_the_worker_before_stay_known() -> None:
+    """After a replacement side by side as after one in place."""
+    fleet = SimulatedFleet(random.Random(1))
+    fleet.runtime.load()
+    await come_to_rest(fleet)
+    fleet.crash_idle()
+    await come_to_rest(fleet)
+    before = fleet.runtime
+    assert (before.state, before.status().restarts) == (State.READY, 1)
+    fleet.replacing.change(NAME, config(n_ctx=2))
+    await come_to_rest(fleet)
+    assert fleet.runtime is not before
+    assert fleet.runtime.status().restarts == 1
+    assert len(fleet.runtime.postmortems.all()) == 1

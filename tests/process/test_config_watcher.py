@@ -6,10 +6,12 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 import watchfiles.main
 from tests.support.polling import eventually
+from watchfiles._rust_notify import WatchfilesRustInternalError
 
 from llmvisor import limits
 from llmvisor.clock import SystemClock
@@ -49,19 +51,23 @@ def replace(file: Path, text: str) -> None:
     partial.replace(file)
 
 
-def kernel_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise OSError(28, "OS file watch limit reached")
+def kernel_says_nothing(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """There are no watches left, or watching fails later."""
 
-    monkeypatch.setattr(watchfiles.main, "RustNotify", refuse)
+    def fail(*_: object, **__: object) -> None:
+        raise WatchfilesRustInternalError("no watches are left")
+
+    broken = MagicMock()
+    broken.return_value.__enter__.return_value.watch = fail
+    monkeypatch.setattr(watchfiles.main, "RustNotify", fail if how == "no watches are left" else broken)
     monkeypatch.setattr(limits, "config_look_seconds", 0.2)
 
 
-@pytest.mark.parametrize("how", ["told", "looked at"])
+@pytest.mark.parametrize("how", ["told", "no watches are left", "watching fails"])
 async def test_each_change_is_told_once(file: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     """By rename twice, in place, deleted and made again; with the kernel's word and without it, as on network disks."""
-    if how == "looked at":
-        kernel_says_nothing(monkeypatch)
+    if how != "told":
+        kernel_says_nothing(monkeypatch, how)
     steps: list[tuple[Callable[[], object], str]] = [
         (lambda: replace(file, "one"), "one"),
         (lambda: replace(file, "two"), "two"),
@@ -124,6 +130,20 @@ async def test_volume_whose_link_is_turned_is_noticed(tmp_path: Path, monkeypatc
         (tmp_path / "..data_tmp").symlink_to("..v2")
         (tmp_path / "..data_tmp").rename(tmp_path / "..data")
         await eventually(lambda: told == ["..v2"], 5)
+
+
+async def test_folder_that_is_another_one_now_is_watched(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Renamed away, and made anew: as deployments do it."""
+    monkeypatch.setattr(limits, "config_look_seconds", 0.5)
+    async with watched(file) as told:
+        await asyncio.sleep(1)
+        monkeypatch.setattr(limits, "config_look_seconds", 60.0)
+        file.parent.rename(file.parent.with_name("before"))
+        file.parent.mkdir()
+        await eventually(lambda: told == ["gone"], 10)
+        await asyncio.sleep(0.5)
+        replace(file, "new")
+        await eventually(lambda: told == ["gone", "new"], 10)
 
 
 async def test_change_before_the_watch_began_counts(file: Path) -> None:

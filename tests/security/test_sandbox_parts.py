@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from llmvisor.config.tree import ModelConfig
+from llmvisor.supervision.confinement import confinement
 from llmvisor_runtimes.confinement import seatbelt, seccomp
 
 
@@ -70,6 +72,19 @@ def test_profile_of_macos_denies_and_then_allows() -> None:
     assert {"(deny network*)", "(deny file-write*)"} <= set(lines)
     with pytest.raises(ValueError, match="line break"):
         seatbelt.profile(home="/", read=["/a\n(allow network*)"], write=[])
+
+
+def test_stop_string_opens_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What looks like a path in a model's options is given to its worker: not all there is for `stop: ["/"]`."""
+    monkeypatch.setenv("HOME", "/home/me")
+    options: dict[str, object] = {
+        "stop": ["/", "//", "~", "/home", "/home/me/", "/home/me/../me"],
+        "draft_model": "~/d.gguf",
+        "adapters": {"a": {"path": "/home/m"}},
+    }
+    found = confinement(ModelConfig(path="/m.gguf", options=options), "", otherwise="auto")
+    assert found is not None
+    assert found.read == ["/m.gguf", "/home/me/d.gguf", "/home/m"]
 
 
 def test_probe_says_what_this_machine_has() -> None:

@@ -8,9 +8,12 @@ import os
 import socket
 from collections.abc import Generator
 from contextlib import closing
+from pathlib import Path
 
 import pytest
+from tests.support.workers import executable
 
+from llmctl.service_managers import Launchd
 from llmvisor import activation
 from llmvisor.activation import take_sockets
 
@@ -67,6 +70,20 @@ def test_nothing_is_taken_where_launchd_did_not_start_it() -> None:
     system = FakeSystem({})
     handed_over = take_sockets({}, launchd=lambda name: activation._launchd_fds(name, system))  # pyright: ignore[reportPrivateUsage, reportArgumentType]
     assert not handed_over.any
+
+
+@pytest.mark.parametrize("loaded", [True, False])
+def test_service_is_installed_again_and_uninstalled_whether_it_is_loaded_or_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, loaded: bool
+) -> None:
+    """launchd refuses to load what it has loaded, and to let go of what it has not."""
+    program = executable(tmp_path / "launchctl", f"exit {0 if loaded else 113}")
+    monkeypatch.setenv("PATH", str(Path(program).parent))
+    manager = Launchd(tmp_path, tmp_path / "data", user=False)
+    bootout = [["launchctl", "bootout", "system/org.llmvisor"]] if loaded else []
+    bootstrap = ["launchctl", "bootstrap", "system", "/Library/LaunchDaemons/org.llmvisor.plist"]
+    assert manager.after_install() == [*bootout, bootstrap]
+    assert manager.before_uninstall() == bootout
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import signal
 import stat
 import sys
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -100,6 +101,11 @@ def test_install_writes_both_units_and_enables_the_socket(machine: Machine) -> N
     assert stat.S_IMODE((machine.units / "llmvisor.socket").stat().st_mode) == 0o644
     assert machine.asked() == ["--user daemon-reload", "--user enable --now llmvisor.socket"]
     assert machine.llmctl("service", "install", "--user").code == 0  # and again, as after an update
+    assert machine.asked() == ["--user daemon-reload", "--user enable --now llmvisor.socket"]
+    (machine.home / "config.yaml").write_text("server: {port: 8123}\n")
+    elsewhere = {"LLMVISOR_CONFIG": str(machine.home / "config.yaml")}
+    assert machine.llmctl("service", "install", "--user", env=elsewhere).code == 0
+    assert machine.asked()[-1] == "--user restart llmvisor.socket"
 
 
 @linux
@@ -270,6 +276,18 @@ def test_start_returns_when_the_daemon_serves_and_stop_when_it_is_gone(backgroun
     assert not alive(pid)
     assert not background.socket_path.exists()
     assert ask(background, "stop").code == 3
+
+
+def test_starts_at_once_yield_one_daemon_and_its_log(background: Background) -> None:
+    """One of them starts it, the others find it running; the log is that of the daemon that runs."""
+    words = ("start", "--json", "--", "--config", str(background.config_file))
+    with ThreadPoolExecutor(3) as pool:
+        ended = [start.result() for start in [pool.submit(ask, background, *words) for _ in range(3)]]
+    assert [one.code for one in ended] == [0, 0, 0], ended
+    assert sorted(json.loads(one.stdout)["started"] for one in ended) == [False, False, True]
+    log = (background.home / ".local/share/llmvisor/logs/console.log").read_text()
+    assert log.startswith("llmvisor ")
+    assert "already running" not in log
 
 
 def test_start_of_what_cannot_start_tells_its_last_words(background: Background) -> None:

@@ -161,6 +161,12 @@ def test_watchdog_restarts_a_daemon_that_hangs(answers: dict[str, str]) -> None:
 
 
 @pytest.mark.timeout(150)
+def test_install_after_a_change_of_the_port_moves_the_socket(answers: dict[str, str]) -> None:
+    """systemd leaves a socket that is open where it is, unless it is told."""
+    assert answers["moved"] == "0 200 000"
+
+
+@pytest.mark.timeout(150)
 def test_stop_start_and_uninstall(answers: dict[str, str]) -> None:
     """Stopped nobody answers; a wrong configuration exits 78 and is not tried in a storm; nothing is left."""
     assert answers["stop"] == "0 inactive 000"

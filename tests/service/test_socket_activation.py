@@ -19,6 +19,7 @@ from tests.support.daemon import Daemon, mock_model, stream
 from tests.support.leaks import no_leaks
 from tests.support.polling import eventually_sync
 from tests.support.service_manager import Activated
+from tests.support.upgrades import begin_upgrade, ended_upgrade
 
 MODELS = {"slow": mock_model(token_delay_ms=20)}
 
@@ -168,6 +169,26 @@ def test_public_socket_is_refused_where_the_configuration_says_loopback() -> Non
         daemon.spawn()
         assert daemon.wait() == 78
         assert "open to other machines" in daemon.console()
+
+
+def test_public_socket_asks_for_its_key_whatever_becomes_of_the_configuration() -> None:
+    """1. The manager's socket is open to the network, and a key is asked for. 2. The configuration says loopback now,
+    and no key. 3. It is reloaded, and the daemon upgraded. Result: neither is done, and the port asks for its key."""
+    server = {"host": "0.0.0.0", "api_keys": ["LV_TEST_KEY"]}
+    daemon = Activated({"models": MODELS, "server": server}, env={"LV_TEST_KEY": "sk-" + "k" * 40}, tcp=0)
+    daemon.tcp_sockets.append(socket.create_server(("0.0.0.0", 0)))
+    daemon.sockets.extend(daemon.tcp_sockets)
+    with no_leaks(), daemon:
+        daemon.spawn()
+        assert daemon.complete("slow", max_tokens=1)[0] == 401
+        daemon.reconfigure({"models": MODELS})
+        status, body = daemon.control("POST", "/config/reload", {})
+        assert (status, body["error"]["code"]) == (500, "reload_failed")
+        assert "open to other machines" in body["error"]["message"]
+        assert daemon.complete("slow", max_tokens=1)[0] == 401
+        begin_upgrade(daemon)
+        assert ended_upgrade(daemon)["state"] == "failed"
+        assert daemon.complete("slow", max_tokens=1)[0] == 401
 
 
 @pytest.mark.parametrize("kind", ["datagram", "not listening"])

@@ -10,6 +10,8 @@ from tests.support.polling import eventually_sync
 from tests.support.service_manager import Activated, NotifySocket, short_folder
 from tests.support.upgrades import KeptAlive, begin_upgrade, ended_upgrade, upgrade, upgrade_status
 
+from llmvisor.upgrade.fault import FAULT_VARIABLE
+
 MODELS = {"slow": mock_model(token_delay_ms=20, preload=True)}
 
 
@@ -38,7 +40,7 @@ def test_upgrade_that_is_given_up_is_told_as_over() -> None:
     folder = short_folder()
     with NotifySocket(str(folder / "notify")) as manager:
         with no_leaks(), Daemon({"models": MODELS}, env={"NOTIFY_SOCKET": manager.address}) as daemon:
-            with stream(daemon, "slow", max_tokens=400) as client:
+            with stream(daemon, "slow", max_tokens=250) as client:
                 client.next_event()
                 begin_upgrade(daemon, timeout_seconds=0.2)
                 assert ended_upgrade(daemon)["state"] == "failed"
@@ -50,6 +52,24 @@ def test_upgrade_that_is_given_up_is_told_as_over() -> None:
             assert daemon.wait() == 0
         assert manager.kinds == ["READY", "RELOADING", "READY", "RELOADING", "STOPPING"]
     (folder / "notify").unlink()
+    folder.rmdir()
+
+
+def test_trial_that_fails_is_told_as_over() -> None:
+    """`systemctl reload` waits for RELOADING and READY after its signal: else until its own timeout, for nothing."""
+    folder = short_folder()
+    fault = folder / "fault"
+    fault.write_text("preflight")
+    with NotifySocket(str(folder / "notify")) as manager:
+        env = {"NOTIFY_SOCKET": manager.address, FAULT_VARIABLE: str(fault)}
+        config = {"models": MODELS, "server": {"upgrade": True}}
+        with no_leaks(), Daemon(config, env=env) as daemon:
+            daemon.signal(signal.SIGHUP)
+            eventually_sync(lambda: upgrade_status(daemon)["attempts"] == 1)
+            assert ended_upgrade(daemon)["state"] == "failed"
+            eventually_sync(lambda: manager.kinds == ["READY", "RELOADING", "READY"])
+    for path in (fault, folder / "notify"):
+        path.unlink()
     folder.rmdir()
 
 

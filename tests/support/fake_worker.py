@@ -66,6 +66,8 @@ class FakeWorker:
         self.report = report
         self.sent: list[Command] = []
         self.stops: list[str] = []
+        self.reason: str | None = None
+        self.has_gone = False
         self._exit = exit
 
     def send(self, command: Command) -> int:
@@ -74,6 +76,7 @@ class FakeWorker:
 
     def stop(self, rung: str, reason: str) -> None:
         self.stops.append(rung)
+        self.reason = self.reason or reason
 
     def load(self) -> None:
         self.report(Hello(PROTOCOL_VERSION, "mock", "1", self.pid))
@@ -81,9 +84,18 @@ class FakeWorker:
 
     def exit(self, code: int = 0, *, memory_ran_out: bool | None = None) -> None:
         """With this code, or by this signal where it is negative."""
+        self.has_gone = True
         how = (code, None) if code >= 0 else (None, -code)
-        requested = bool(self.stops)
-        self._exit(WorkerExit(*how, requested=requested, violation=None, last_lines=[], memory_ran_out=memory_ran_out))
+        self._exit(
+            WorkerExit(
+                *how,
+                requested=bool(self.stops),
+                violation=None,
+                last_lines=[],
+                reason=self.reason,
+                memory_ran_out=memory_ran_out,
+            )
+        )
 
 
 class FakeWorld:

@@ -15,7 +15,7 @@ END
 answer() { echo "=$1 $(echo "$2" | tr '\n' ' ')"; }
 ctl() { /opt/llmvisor/bin/python -P -m llmctl "$@"; }
 ask() {
-  curl -s -o /dev/null -m 60 -w '%{http_code}' http://127.0.0.1:8000/v1/completions -H 'Content-Type: application/json' \
+  curl -s -o /dev/null -m 60 -w '%{http_code}' "http://127.0.0.1:${1:-8000}/v1/completions" -H 'Content-Type: application/json' \
     -d '{"model": "mock", "prompt": "hello", "max_tokens": 4}'
 }
 shown() { systemctl show --value --property "$1" llmvisor.service; }
@@ -54,6 +54,9 @@ for _ in $(seq 100); do [ "$(shown NRestarts)" != 0 ] && break; sleep 0.2; done
 answer starved "$(shown NRestarts)"
 rm /run/systemd/system/llmvisor.service.d/watchdog.conf; systemctl daemon-reload
 answer after_watchdog "$(ask)"
+sed -i 's/timeout: 6/timeout: 6, port: 8001/' /etc/llmvisor/config.yaml
+ctl service install > /dev/null; answer moved "$? $(ask 8001) $(ask)"
+sed -i 's/, port: 8001//' /etc/llmvisor/config.yaml; ctl service install > /dev/null
 ctl service stop > /dev/null; answer stop "$? $(shown ActiveState) $(ask)"
 ctl service start > /dev/null; answer start "$? $(shown ActiveState) $(ask)"
 systemctl stop llmvisor.service

@@ -6,6 +6,8 @@ import http.client
 import json
 import os
 import socket
+import subprocess
+import sys
 from collections import Counter
 from contextlib import suppress
 from typing import Any, Self
@@ -22,11 +24,11 @@ def upgrade_status(daemon: Daemon) -> Json:
 
 
 def begin_upgrade(daemon: Daemon, **request: object) -> int:
-    """Ask for one, and give its number."""
+    """Ask for one, and give how many there were before that succeeded."""
     status, body = daemon.control("POST", "/restart", request)
     assert status == 202, body
     assert body["state"] == "checking"
-    return body["attempts"]
+    return body["completed"]
 
 
 def ended_upgrade(daemon: Daemon, seconds: float = 30) -> Json:
@@ -43,8 +45,11 @@ def ended_upgrade(daemon: Daemon, seconds: float = 30) -> Json:
 
 def upgrade(daemon: Daemon, **request: object) -> Json:
     """Upgrade, and give the status that it has succeeded with."""
-    before = upgrade_status(daemon)["completed"]
-    begin_upgrade(daemon, **request)
+    return succeeded_upgrade(daemon, begin_upgrade(daemon, **request))
+
+
+def succeeded_upgrade(daemon: Daemon, before: int) -> Json:
+    """The status, once an upgrade has ended, and well; `before` as `begin_upgrade` gave it."""
     status = ended_upgrade(daemon)
     assert status["completed"] == before + 1, (status, daemon.console()[-4000:])
     return status
@@ -74,6 +79,12 @@ def _open(daemon: Daemon) -> Counter[str]:
         with suppress(OSError):
             found[os.readlink(f"/proc/{daemon.pid}/fd/{name}").partition(":")[0]] += 1
     return found
+
+
+def llmctl(daemon: Daemon, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`llmctl` as people run it."""
+    command = [sys.executable, "-m", "llmctl", "--socket", str(daemon.socket_path), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
 class KeptAlive:

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 from tests.support.fake_worker import FakeClock
 
+from llmvisor import limits
 from llmvisor.config.tree import Memory, ModelConfig
 from llmvisor.errors import InsufficientMemory
 from llmvisor.supervision.admission import Admission
@@ -25,6 +26,7 @@ class Fake:
         self.state = State.STOPPED
         self.in_flight = 0
         self.load_is_wanted = True
+        self.returns = self.has_begun_requests = False
         self.ready_at = 0.0
         self.active_at = 0.0
         self.calls: list[str] = []
@@ -36,6 +38,13 @@ class Fake:
     def unload(self) -> None:
         self.calls.append("unload")
         self.state = State.DRAINING if self.in_flight else State.STOPPING
+
+    def make_way(self) -> None:
+        self.unload()
+
+    def stay(self) -> None:
+        self.calls.append("stay")
+        self.state = State.READY
 
     def abandon_load(self) -> None:
         self.calls.append("abandon")
@@ -157,6 +166,29 @@ async def test_model_in_use_is_not_asked_to_unload_before_its_time() -> None:
     await load
 
 
+async def test_model_that_yields_stays_when_nobody_waits_for_it_any_more() -> None:
+    """What it runs takes longer than the other's clients wait; nobody else who unloads it is overruled."""
+    world = World(wait_timeout=30, min_residency=10)
+    yielding, by_hand = world.loaded("a", 5, busy=True), world.loaded("c", 5, busy=True)
+    by_hand.state = State.DRAINING
+    load = asyncio.create_task(world.load("b", 10))
+    await settle()
+    world.clock.at += 10
+    world.admission.changed()
+    await settle()
+    assert (yielding.state, yielding.calls) == (State.DRAINING, ["unload"])
+    world.clock.at += 20
+    world.admission.changed()
+    with pytest.raises(InsufficientMemory, match=r"within 30 s: a has 1 request in flight, c has 1 request in flight"):
+        await load
+    assert yielding.state is State.DRAINING, "they were told to come back"
+    world.clock.at += limits.memory_come_back_seconds
+    world.admission.changed()
+    await settle()
+    assert (yielding.state, yielding.calls) == (State.READY, ["unload", "stay"])
+    assert (by_hand.state, by_hand.calls) == (State.DRAINING, [])
+
+
 async def test_refusal_comes_at_the_deadline_and_says_who_holds_the_memory() -> None:
     """A load in vain leaves nothing behind, and the next one is looked at."""
     world = World(wait_timeout=30, min_residency=1000)
@@ -185,6 +217,32 @@ async def test_memory_of_other_programs_is_looked_for_though_nobody_tells() -> N
     world.available = 50
     async with asyncio.timeout(5):
         await load
+
+
+async def test_streams_that_have_begun_outlast_what_other_programs_have() -> None:
+    """A model nobody had yet is told soon that there is no memory; one whose worker was ended for it is not."""
+    world = World(wait_timeout=120)
+    world.available = 3
+    world.models["a"].has_begun_requests = True
+    going_on, new = asyncio.create_task(world.load("a", 5)), asyncio.create_task(world.load("b", 5))
+    await settle()
+    world.clock.at += 60
+    world.admission.changed()
+    with pytest.raises(InsufficientMemory):
+        await new
+    assert not going_on.done()
+    world.available = 50
+    world.admission.changed()
+    await going_on
+
+
+async def test_margin_of_what_was_measured_refuses_nobody() -> None:
+    """A model that has run before runs again, though there is no more than it took."""
+    world = World()
+    await world.admission.admit("a", 11, 10)
+    assert world.budget.held_bytes("a") == 10
+    with pytest.raises(InsufficientMemory):
+        await world.admission.admit("b", 12, 11)
 
 
 async def test_runtime_that_takes_another_key_while_it_waits_gets_its_memory_under_that() -> None:

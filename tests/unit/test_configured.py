@@ -57,6 +57,23 @@ def test_trial_that_fails_goes_back_once() -> None:
     assert told == ["no memory"]
 
 
+def test_model_returns_until_it_is_loaded_again_or_cannot_be() -> None:
+    """As it is configured now, or as it was before."""
+    configured, _ = on_trial()
+    configured.loaded()
+    assert configured.returns, "the old worker, which had just begun to load"
+    configured.adopt()
+    configured.loaded()
+    assert not configured.returns
+    configured, _ = on_trial()
+    configured.adopt()
+    assert configured.fall_back("no memory")
+    assert configured.returns
+    configured.adopt()
+    assert not configured.fall_back("the old one fails as well")
+    assert not configured.returns
+
+
 def test_update_goes_to_what_is_planned() -> None:
     """It holds at once only where nothing else is about to."""
     configured, _ = on_trial()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from llmvisor.supervision.arrivals import Arrivals
 from llmvisor.supervision.evict import Decision, Load, Refusal, Resident, Room, cheapest, decide
 
@@ -80,6 +82,40 @@ def test_nobody_goes_where_it_would_not_help() -> None:
     """An idle model stays loaded while the rest that is needed is busy."""
     decision = decided([load("c", 8)], [idle("a", 5), busy("b", 5)])
     assert (decision.evict, decision.yield_) == ([], [])
+
+
+def test_model_that_returns_after_a_reload_has_room_made_by_idle_ones_alone() -> None:
+    """No request waits for it, but it was loaded; busy ones do not yield for it, and nobody waits behind it."""
+    returning = msgspec.structs.replace(load("r", 6, since=0), asked_for=False, returns=True)
+    assert decided([returning], [idle("a", 6)]).evict == ["a"]
+    assert decided([returning, load("c", 4)], [leaving("a", 6)]).admit == ["c"]
+    assert decided([returning, load("c", 5)], [leaving("a", 6)]).admit == []
+    decision = decided([returning, load("c", 4)], [busy("a", 6)])
+    assert (decision.yield_, decision.evict, decision.admit) == ([], [], ["c"])
+    preloaded = msgspec.structs.replace(returning, returns=False)
+    assert decided([preloaded], [idle("a", 6)]).evict == []
+
+
+def draining(key: str, held: int) -> Resident:
+    return Resident(key, held, "draining")
+
+
+def test_draining_model_is_waited_for_at_first_then_an_idle_one_goes() -> None:
+    """What runs may take any time to finish: once the load has waited its bound, nobody counts on that alone."""
+    soon, late = load("c", 5, since=NOW), load("c", 5, since=NOW - RESIDENCY)
+    decision = decided([soon], [draining("a", 5), idle("b", 5)])
+    assert (decision.evict, decision.stay, decision.wake_at) == ([], [], NOW + RESIDENCY)
+    decision = decided([late], [draining("a", 5), idle("b", 5)])
+    assert (decision.evict, decision.stay) == (["b"], ["a"])
+    decision = decided([late], [draining("a", 5), busy("b", 5, ready_at=NOW)])
+    assert (decision.evict, decision.yield_, decision.stay) == ([], [], [])
+
+
+def test_draining_model_that_nobody_needs_may_stay() -> None:
+    """Whoever waited is refused, has gone, or has got its memory elsewhere."""
+    assert decided([], [draining("a", 8)]).stay == ["a"]
+    assert decided([load("c", 5, deadline=NOW)], [draining("a", 8)]).stay == ["a"]
+    assert decided([load("c", 2)], [draining("a", 8)]).stay == ["a"]
 
 
 def test_two_loads_share_one_eviction() -> None:

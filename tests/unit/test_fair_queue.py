@@ -42,6 +42,20 @@ def test_one_client_is_served_in_order() -> None:
     assert grant_all(queue(ticket(id) for id in range(1, 9))) == list(range(1, 9))
 
 
+def test_who_passes_through_pays_as_who_waited_would() -> None:
+    """Requests that found the queue empty count for their clients' turns, whatever they weigh."""
+    waited, passed = FairQueue(), FairQueue()
+    for one in (*(ticket(id, "busy", weight=1 + id % 3) for id in range(6)), ticket(6, "other"), ticket(7, weight=0)):
+        waited.put(one)
+        waited.grant(one.id)
+        passed.pass_through(one)
+    for id, client in enumerate(("busy", "busy", "other", "busy", "other", "new", "new"), start=10):
+        for each in (waited, passed):
+            each.put(ticket(id, client))
+    assert grant_all(passed) == grant_all(waited)
+    assert len(passed) == 0
+
+
 def test_greedy_client_leaves_every_second_place_to_another() -> None:
     """1. One client asks for a hundred at once. 2. Another asks for three. Result: these are among the first six."""
     waiting = queue([*(ticket(id, "greedy") for id in range(100)), *(ticket(id, "polite") for id in range(100, 103))])

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from contextvars import ContextVar
 from typing import Any, cast
 
 import pytest
+from msgspec.structs import replace
 from tests.support.fake_service import FakeService
 from tests.support.polling import eventually
 
 from llmvisor.control.api import InstalledModel
 from llmvisor.errors import ModelNotFound
 from llmvisor.http.front import Front
+from llmvisor.keys.key import ApiKey
 from llmvisor.routing.names import NamedModel, NameIndex, Purpose
 
 
@@ -88,3 +91,39 @@ async def test_name_that_is_none_is_told_once_all_are_known() -> None:
     with pytest.raises(ModelNotFound):
         await front_of(shelf).find("nobody", "name")
     assert shelf.waits == 1
+
+
+def key_for(*models: str) -> ContextVar[ApiKey | None]:
+    return ContextVar("key", default=ApiKey("app", "", ["inference"], models=[*models]))
+
+
+async def test_key_for_some_models_is_told_of_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that is none: what it may have meant is nobody's business but theirs who may have it."""
+    shelf = Shelf()
+    shelf.open()
+    monkeypatch.setattr("llmvisor.http.front.KEY", key_for("mine", "gone-since"))
+    for requested in ("qwen-7", "qwen-7b"):
+        with pytest.raises(ModelNotFound) as refused:
+            await front_of(shelf).find(requested)
+        assert str(refused.value) == f"the model '{requested}' is not one that this API key is for"
+
+
+def test_models_of_a_key_are_found_by_looking_up_its_own_few_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many models there are: thousands may be installed, and the loop serves everybody."""
+    shelf, asked = Shelf(), list[str | None]()
+    shelf.open()
+    resolve = shelf.resolve
+
+    def counted(requested: str | None, purpose: Purpose = "name") -> str:
+        asked.append(requested)
+        return resolve(requested, purpose)
+
+    monkeypatch.setattr(shelf, "resolve", counted)
+    front = front_of(shelf)
+    status = FakeService().statuses[0]
+    monkeypatch.setattr(
+        front.service, "models", lambda: [replace(status, name=name) for name in ("qwen-7b", "mine", "other")]
+    )
+    monkeypatch.setattr("llmvisor.http.front.KEY", key_for("medium", "gone-since"))
+    assert [model.name for model in front.models()] == ["mine"]
+    assert len(asked) == 2

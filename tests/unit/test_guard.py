@@ -196,3 +196,11 @@ def test_management_paths_are_told_from_others() -> None:
         assert is_management(path)
     for path in ("/", "/v1/models", "/v1/jobs", "/logsx", "/llmx", "/eventsource", "/health"):
         assert not is_management(path)
+
+
+def test_guard_takes_all_that_another_allows() -> None:
+    """What is reloaded holds whole: management over TCP, too."""
+    now = guard(management=True, allowed_hosts=("old.box",))
+    other = guard(host="192.0.2.1", cors_origins=("https://app.example",))
+    now.take(other)
+    assert now == other

@@ -86,6 +86,19 @@ def test_largest_unpinned_worker_is_stopped_where_nobody_is_above_its_estimate()
     assert alone(10, workers[0]).stop is None
 
 
+def test_pinned_model_a_little_above_its_estimate_is_not_stopped_for_what_others_take() -> None:
+    """Its interpreter stands in no file; far above it is another matter."""
+    mib = 2**20
+    pinned, large = worker("p", 900 * mib, excess=100 * mib, pinned=True), worker("a", 500 * mib, excess=-mib)
+    look = Looks()
+    look(10, pinned, large)
+    assert look(10, pinned, large).stop == "a"
+    look = Looks()
+    leaks = worker("p", 900 * mib, excess=400 * mib, pinned=True)
+    look(10, leaks, large)
+    assert look(10, leaks, large).stop == "p"
+
+
 def test_nothing_more_is_done_while_a_model_leaves() -> None:
     """Its memory is on its way back."""
     look = Looks()

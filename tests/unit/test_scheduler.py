@@ -261,6 +261,7 @@ class TestCrash:
         one = ready()
         one.hung("no progress")
         assert one.hung("no progress") == []
+        assert one.broken("garbage") == []
 
     def test_worker_that_somebody_stops_counts_against_nobody(self) -> None:
         """However often; one that hangs by itself does, at the second time."""
@@ -275,7 +276,6 @@ class TestCrash:
                 one.wake(at + 10)
                 one.loaded(4, at + 10)
             assert [(each.id, each.kind) for each in refused] == ends
-        assert one.broken("garbage") == []
 
 
 class TestUnload:

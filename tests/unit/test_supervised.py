@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 from tests.support.fake_worker import FakeClock
+from tests.support.polling import eventually
 
 from llmvisor import limits
+from llmvisor.clock import SystemClock
 from llmvisor.config.tree import Config, ModelConfig
 from llmvisor.supervision.alarm import Alarm
 from llmvisor.supervision.runtime import Runtime
@@ -35,3 +37,23 @@ async def test_alarm_says_when_it_is_due() -> None:
     assert alarm.due_at == 5.0
     alarm.set(None)
     assert alarm.due_at is None
+
+
+async def test_alarm_that_is_set_later_rings_then_and_once() -> None:
+    """The timer that there is stays; it is another one only where that would be too late."""
+    clock, rung = SystemClock(), list[float]()
+    alarm = Alarm(clock, lambda: rung.append(clock.monotonic()))
+    begun = clock.monotonic()
+    alarm.set(begun + 0.05)
+    alarm.set(begun + 0.3)
+    await eventually(lambda: rung)
+    assert rung[0] >= begun + 0.29
+    alarm.set(clock.monotonic() + 60)
+    alarm.set(clock.monotonic() + 0.01)
+    await eventually(lambda: len(rung) == 2)
+    alarm.set(clock.monotonic() + 0.02)
+    alarm.set(None)
+    later = Alarm(clock, lambda: rung.append(0.0))
+    later.set(clock.monotonic() + 0.05)
+    await eventually(lambda: len(rung) == 3)
+    assert rung[2] == 0.0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from tests.support.fake_worker import FakeClock
@@ -46,6 +48,20 @@ def test_configuration_wins_over_an_installed_model(supervisor: Supervisor) -> N
     assert supervisor.runtime("mine") is before
     assert before.config.tier == "light"
     assert supervisor.type("mine") == "llm"
+
+
+async def test_new_revision_wins_over_a_replacement_under_way(supervisor: Supervisor) -> None:
+    """Else the model would come back to the revision before when that has loaded."""
+    revision = ModelConfig(backend="mock", n_ctx=3)
+    supervisor.add("other", MOCK, type="llm")
+    given: list[ModelConfig] = []
+    ready: Any = SimpleNamespace(state=State.READY, key="other", latest_config=MOCK, reconfigure=given.append)
+    supervisor.runtimes["other"] = ready
+    supervisor.replacing.change("other", ModelConfig(backend="mock", n_ctx=2))
+    assert supervisor.replacing.names == ["other"]
+    supervisor.replace("other", revision, type="llm")
+    assert supervisor.replacing.names == []
+    assert supervisor.configs["other"] is given[0] is revision
 
 
 async def test_removed_model_is_nobodys(supervisor: Supervisor) -> None:

@@ -71,10 +71,11 @@ def restart_daemon(session: Session) -> int:
     elif status.completed > began.completed:
         session.out.line("llmvisor runs its program anew; the models stayed loaded")
     else:
-        raise CtlError(
-            f"llmvisor goes on with its old program: {printable(status.reason or 'no reason was told')}",
-            hint="see: llmctl logs",
-        )
+        # A new program that was left nothing counts from nothing.
+        anew = status.attempts < began.attempts
+        what = "runs its new program, and loads the models anew" if anew else "goes on with its old program"
+        reason = printable(status.reason or "no reason was told")
+        raise CtlError(f"llmvisor {what}: {reason}", hint="see: llmctl logs")
     return DONE if status.completed > began.completed or not session.args.wait else FAILED
 
 

@@ -54,7 +54,8 @@ def service(session: Session) -> int:
 
 def _install(session: Session, manager: Manager, *, user: bool) -> int:
     files = manager.files(_setup(session.args.program, user=user))
-    commands = manager.after_install()
+    changed = [file.name for file in files if _is_changed(manager.folder / file.name, file.text)]
+    commands = manager.after_install(changed=changed)
     if session.args.dry_run:
         return _dry_run(session, manager.folder, files, commands)
     for file in files:
@@ -188,6 +189,11 @@ def _write(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
         partial.chmod(0o644)
         partial.replace(path)
+
+
+def _is_changed(path: Path, text: str) -> bool:
+    with _told(path):
+        return path.exists() and path.read_text(encoding="utf-8", errors="replace") != text
 
 
 def _is_ours(path: Path) -> bool:

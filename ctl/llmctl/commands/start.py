@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Generator
 from pathlib import Path
 
 import msgspec
@@ -32,18 +35,20 @@ class _Started(msgspec.Struct):
 
 def start(session: Session) -> int:
     """Start the daemon in the background, and wait until it is ready."""
-    if (status := _running(session)) is not None:
-        return _tell(session, status, None)
     log = data_dir(os.environ) / "logs" / "console.log"
-    process = _spawn(session, log)
     limit = session.client.timeout_seconds or limits.start_seconds_max
     began = time.monotonic()
-    while (status := _running(session)) is None:
-        if process.poll() is not None:
-            raise CtlError(f"llmvisor ended with exit code {process.returncode}{_last_words(log)}", hint=f"see {log}")
-        if time.monotonic() - began > limit:
-            raise TimedOut(f"llmvisor (pid {process.pid}) is not ready after {limit:g} s", hint=f"see {log}")
-        time.sleep(limits.poll_seconds)
+    with _turn(log.parent, ends_at=began + limit):
+        if (status := _running(session)) is not None:
+            return _tell(session, status, None)
+        process = _spawn(session, log)
+        while (status := _running(session)) is None:
+            if process.poll() is not None:
+                reason = f"llmvisor ended with exit code {process.returncode}{_last_words(log)}"
+                raise CtlError(reason, hint=f"see {log}")
+            if time.monotonic() - began > limit:
+                raise TimedOut(f"llmvisor (pid {process.pid}) is not ready after {limit:g} s", hint=f"see {log}")
+            time.sleep(limits.poll_seconds)
     return _tell(session, status, log)
 
 
@@ -57,6 +62,32 @@ def stop(session: Session) -> int:
     else:
         session.out.line(f"llmvisor (pid {status.pid}) has stopped")
     return DONE
+
+
+@contextlib.contextmanager
+def _turn(folder: Path, *, ends_at: float) -> Generator[None]:
+    """One at a time: whoever starts it meanwhile finds it running, and the log is that of the daemon that runs."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise CtlError(f"llmvisor has no place for its log: {error}") from None
+    try:
+        while not _taken(fd):
+            if time.monotonic() > ends_at:
+                raise TimedOut("somebody else starts llmvisor, and it is not ready yet", hint="llmctl status")
+            time.sleep(limits.poll_seconds)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _taken(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _running(session: Session) -> DaemonStatus | None:
@@ -74,7 +105,6 @@ def _spawn(session: Session, log: Path) -> subprocess.Popen[bytes]:
         given += ["--socket", str(session.client.socket_path)]
     environ = {name: value for name, value in os.environ.items() if not name.startswith(_OWN_TO_ONE)}
     try:
-        log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as console:
             # A session of its own: neither Ctrl-C nor the end of the terminal reaches it.
             return subprocess.Popen(

@@ -78,7 +78,7 @@ class ConfigWatcher:
 
 async def _moments(folders: Folders) -> AsyncGenerator[None]:
     """Whenever something has happened in one of the folders, and every few seconds; ends where nobody can tell."""
-    from watchfiles import WatchfilesRustInternalError, awatch  # noqa: PLC0415 - loaded by now
+    from watchfiles import awatch  # noqa: PLC0415 # pyright: ignore[reportUnknownVariableType] - loaded by now; trio's types
 
     stop = asyncio.Event()
     try:
@@ -92,7 +92,7 @@ async def _moments(folders: Folders) -> AsyncGenerator[None]:
             stop_event=stop,
         ):
             yield
-    except (OSError, WatchfilesRustInternalError) as error:
+    except Exception as error:  # noqa: BLE001 - no watches are left, the folder went, a bug: the files are looked at all the same
         _log.debug("nobody tells of changes of files", reason=str(error))
         await asyncio.sleep(limits.config_look_seconds)
     finally:

@@ -50,6 +50,11 @@ class FrontProtocol(RequestHandler):
             return False
         return transport.get_write_buffer_size() == 0
 
+    @property
+    def requests(self) -> int:
+        """How many have come so far."""
+        return self._request_count
+
     def hold(self) -> None:
         """Read no further request. What runs goes on, and its body is still read."""
         self.held = True
@@ -210,6 +215,10 @@ class FrontServer(web.Server):
     def busy(self, *, unix: bool) -> int:
         """Connections whose answer is under way."""
         return sum(not protocol.idle for protocol, transport in self._front() if unix or not is_unix(transport))
+
+    def running(self) -> list[tuple[int, int]]:
+        """A mark of each answer that is under way on TCP: another one for the next on the same connection."""
+        return [(id(one), one.requests) for one, transport in self._front() if not (one.idle or is_unix(transport))]
 
     def hand_over(self) -> list[ConnectionHandover]:
         """Every connection that waits for a request.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
 from aiohttp import web
 
+from llmvisor import limits
 from llmvisor.clock import Clock
 from llmvisor.control.api import InstalledModel, ModelStatus
 from llmvisor.control.control import Control
@@ -84,36 +85,51 @@ class Front:
         """The name of the model that a request means. Where only an installed one can be meant, and those are not
         known yet, it waits for them. Raises `ModelNotFound`, also for one that the request's key is not for, and
         `TierNotConfigured`."""
-        name = await self._found(requested, purpose)
-        if not self.visible(name) and not self.installed.is_open:
-            await self.installed.wait_open()  # the key may mean an installed model by another name
+        try:
+            name = await self._found(requested, purpose)
+        except ModelNotFound:
+            if not _of_key():
+                raise
+            name = ""  # what it says of other models is not for this key
         if self.visible(name):
             return name
+        if not self.installed.is_open:
+            await self.installed.wait_open()  # the key may mean an installed model by another name
+            if self.visible(name):
+                return name
         own = None if _names_one(requested) else self._first_of_key()
         if own is None:
-            raise ModelNotFound(f"the model '{requested or name}' is not one that this API key is for", param="model")
+            said = (requested or DEFAULT)[: limits.model_name_chars_max]
+            raise ModelNotFound(f"the model '{said}' is not one that this API key is for", param="model")
         return own
+
+    def models(self) -> list[ModelStatus]:
+        """Those that the request's key is for."""
+        listed = self.service.models()
+        if not _of_key():
+            return listed
+        names = self._names_of_key()
+        return [status for status in listed if status.name in names]
 
     def visible(self, name: str) -> bool:
         """Whether the request's key is for this model. What no key is asked for is for everybody."""
-        key = KEY.get()
-        if key is None or not key.models or name in key.models:
-            return True
-        return any(self._means(entry, name) for entry in key.models)
+        entries = _of_key()
+        return not entries or name in entries or name in self._names_of_key()
 
     def _first_of_key(self) -> str | None:
         """What a request means that names no model, where the usual answer is not for its key."""
-        key = KEY.get()
-        for entry in key.models if key is not None else ():
+        for entry in _of_key():
             with suppress(ModelNotFound, TierNotConfigured):
                 return self.resolve(entry)
         return None
 
-    def _means(self, entry: str, name: str) -> bool:
-        try:
-            return self.resolve(entry) == name
-        except (ModelNotFound, TierNotConfigured):
-            return False  # it was there when the key was made
+    def _names_of_key(self) -> set[str]:
+        """The models that the request's key names, by whatever name."""
+        names = set(_of_key())
+        for entry in _of_key():
+            with suppress(ModelNotFound, TierNotConfigured):  # it was there when the key was made
+                names.add(self.resolve(entry))
+        return names
 
     async def _found(self, requested: str | None, purpose: Purpose) -> str:
         if not self.installed.is_open:
@@ -139,6 +155,12 @@ class Front:
 
     def unix_seconds(self) -> int:
         return int(self.clock.now().timestamp())
+
+
+def _of_key() -> Sequence[str]:
+    """What the request's key is for; empty where that is every model, or no key is asked for."""
+    key = KEY.get()
+    return () if key is None else key.models
 
 
 def _names_one(requested: str | None) -> bool:

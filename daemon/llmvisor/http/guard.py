@@ -49,6 +49,7 @@ class Guard:
         """Allow what another one allows from now on."""
         self.hosts, self.origins = other.hosts, other.origins
         self.loopback_origins, self.every_origin = other.loopback_origins, other.every_origin
+        self.management = other.management
 
     def check_host(self, headers: list[str], effective: str, local_address: str) -> None:
         """Raises `HostNotAllowed`.
@@ -139,6 +140,8 @@ def check_content_type(content_types: list[str], content_encoding: str | None) -
 
 def strange_coding(transfer_encodings: list[str]) -> str | None:
     """What is not plain `chunked`: our parser would take `gzip, chunked` and hand on what is still packed."""
+    if not transfer_encodings:
+        return None
     strange = (value for value in transfer_encodings if value.strip().lower() != "chunked")
     return next(strange, None) if len(transfer_encodings) < 2 else ", ".join(transfer_encodings)
 

@@ -209,6 +209,8 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
         return await handler(request)
     except LlmvisorError as error:
         request[ERROR] = error.code
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer has begun: no other can follow") from error
         response = error_answer(error)
         if isinstance(error, InvalidApiKey):
             response.headers["WWW-Authenticate"] = access.CHALLENGE
@@ -250,12 +252,13 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         response.force_close()  # whoever stands in between may have read another end into it
         return response
     tcp = not is_unix(transport)  # no browser reaches the Unix socket, and its mode says who may
-    key = None
+    app, key = request.app, None
     if tcp:
-        if (preflight := _check_tcp(request, transport)) is not None:
+        checks = app[GUARD]
+        if (preflight := _check_tcp(request, transport, checks)) is not None:
             return preflight
-        gate = request.app[FRONT].gate
-        managed = request.app[GUARD].management and rules.is_management(request.path)
+        gate = app[FRONT].gate
+        managed = checks.management and rules.is_management(request.path)
         if gate.asked or managed:
             key = await access.admit(request, gate, management=managed)
     has_body = request.method in _WITH_BODY and (tcp or request.body_exists)
@@ -265,15 +268,14 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     if has_deadline(request):
         handler = functools.partial(within_deadline, handler=handler)
     if key is not None and request.method == "POST" and not rules.is_management(request.path):
-        return await access.counted(request, request.app[FRONT].gate, key, handler)
+        return await access.counted(request, app[FRONT].gate, key, handler)
     return await handler(request)
 
 
-def _check_tcp(request: web.Request, transport: asyncio.Transport) -> web.Response | None:
+def _check_tcp(request: web.Request, transport: asyncio.Transport, checks: rules.Guard) -> web.Response | None:
     """Raises what is refused; the answer to a preflight of an allowed origin."""
     local_address = str((transport.get_extra_info("sockname") or ("",))[0])
     headers = request.headers
-    checks = request.app[GUARD]
     checks.check_host(headers.getall("Host", []), request.host, local_address)
     origins = headers.getall("Origin", [])
     if origins or "Sec-Fetch-Site" in headers:

@@ -26,6 +26,8 @@ NEAREST_MAX = 5
 NEAREST_RATIO_MIN = 0.4
 ALIKE_MAX = 256
 """Models that are compared letter by letter with a name that is none."""
+TOLD_MAX = 64
+"""Names that are none whose errors are kept."""
 
 Purpose = Literal["name", "text", "embedding", "reranker"]
 """What a request wants: the model of that very name (to be shown or managed), a text, vectors or scores."""
@@ -90,6 +92,8 @@ class NameIndex:
         self._tiers: dict[str, dict[str, NamedModel]] = {}
         self._spelled: tuple[dict[str, dict[str, NamedModel]], ...] = ({}, {}, {})
         self._sorted: list[tuple[str, str]] | None = None
+        self._told: dict[str, str] = {}
+        """What was said of names that are none: whoever has such a name asks again and again."""
 
     def put(self, model: NamedModel) -> None:
         """A new model, which comes last, or one that has changed, which keeps its place where it keeps its tier."""
@@ -102,7 +106,7 @@ class NameIndex:
         for same, spelled in zip(_SPELLINGS, self._spelled, strict=True):
             for own in _names(model):
                 spelled.setdefault(same(own), {})[model.name] = model
-        self._sorted = None
+        self._changed()
 
     def remove(self, name: str) -> None:
         model = self._models.pop(name, None)
@@ -117,7 +121,11 @@ class NameIndex:
                 del spelled[spelling][model.name]
                 if not spelled[spelling]:
                     del spelled[spelling]
+        self._changed()
+
+    def _changed(self) -> None:
         self._sorted = None
+        self._told.clear()
 
     def resolve(self, requested: str | None, *, purpose: Purpose = "name", loaded: Iterable[str] = ()) -> NamedModel:
         """The model of a request.
@@ -191,6 +199,13 @@ class NameIndex:
 
     def _not_found(self, name: str) -> str:
         shown = name[: limits.model_name_chars_max]
+        if (told := self._told.get(shown)) is None:
+            if len(self._told) >= TOLD_MAX:
+                self._told.clear()
+            told = self._told[shown] = self._say_not_found(shown)
+        return told
+
+    def _say_not_found(self, shown: str) -> str:
         how = "`GET /v1/models` or `llmctl models` lists all"
         near = _nearest(shown, self._alike(shown))
         if not near:

@@ -253,8 +253,18 @@ class Actor:
         self._set_alarm()
 
     def _adopt(self) -> None:
-        if self._configured.adopt():
+        if not self._finishes_as_it_was() and self._configured.adopt():
             self._configure()
+
+    def _finishes_as_it_was(self) -> bool:
+        """Whether texts wait that only a worker like the last one can go on with, before another model is loaded."""
+        old, new = self.config, self._configured.latest
+        if (old.backend, old.path) == (new.backend, new.path) or not self._requests.begun_wait():
+            return False
+        return self._loaded_as == self._meaning()  # the file is still there, and the same
+
+    def _meaning(self) -> object:
+        return (self.config.backend, self.config.path, self._signature())
 
     def _configure(self) -> None:
         """What is configured now holds for everything but the worker that there is."""
@@ -339,7 +349,7 @@ class Actor:
             self._apply(self._scheduler.broken(reason, permanent=True))
             return
         self._facts.confined = hello.confined
-        self._loaded_as = (self.config.backend, self.config.path, self._signature())
+        self._loaded_as = self._meaning()
         self._send(Load(self.name, self.config.path or "", self.config.model_options(self._state_folder())))
 
     def _state_folder(self) -> str:
@@ -356,6 +366,9 @@ class Actor:
         if self.state is State.LOADING:
             self._configured.loaded()
         self._apply(self._scheduler.loaded(max(1, info.slots), self.ready_at))
+        if self.state is State.READY and self._configured.latest is not self.config:
+            self.unload()  # once what goes on here has finished
+            self.load()
 
     def _violated(self, what: str) -> None:
         self._apply(self._scheduler.broken(f"the worker broke the protocol: {what}"))

@@ -8,7 +8,7 @@ runtime has been told to stop.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 import msgspec
@@ -45,6 +45,16 @@ class Occupant(Protocol):
         ...
 
     @property
+    def has_begun_requests(self) -> bool:
+        """Whether requests wait for it that a worker had before."""
+        ...
+
+    @property
+    def returns(self) -> bool:
+        """Whether it was loaded until its configuration changed, and has not been since."""
+        ...
+
+    @property
     def ready_at(self) -> float:
         """When it was last loaded."""
         ...
@@ -57,6 +67,12 @@ class Occupant(Protocol):
         ...
 
     def unload(self) -> None: ...
+
+    def make_way(self) -> None:
+        """Unload once what runs has finished, unless told to `stay` before."""
+        ...
+
+    def stay(self) -> None: ...
 
     def abandon_load(self) -> None: ...
 
@@ -92,6 +108,10 @@ class Admission:
         self._arrivals = arrivals
         self._clock = clock
         self._waiting: list[_Waiting] = []
+        self._yielding: set[str] = set()
+        """Who makes way, as far as it has not gone."""
+        self._come_back_until = 0.0
+        """Until when somebody may come back who waited too long for those."""
         self._admitted_at: dict[str, float] = {}
         self._alarm = Alarm(clock, self.changed)
         self._looks_soon = False
@@ -101,16 +121,17 @@ class Admission:
         """Who waits for memory, in order."""
         return [waiting.load.key for waiting in self._waiting]
 
-    async def admit(self, key: str, needed_bytes: int | None) -> None:
+    async def admit(self, key: str, needed_bytes: int | None, least_bytes: int | None = None) -> None:
         """Wait until this memory is set aside for a model that loads; None needs none that anybody knows of.
+        `least_bytes` of it do where there is no more.
 
         Returns without it once its runtime has been told to stop. Raises `InsufficientMemory`.
         """
         if needed_bytes is None:
             return
         now = self._clock.monotonic()
-        machine_deadline = now + limits.machine_memory_wait_seconds
-        waiting = _Waiting(Load(key, needed_bytes, now, now + self._settings().wait_timeout, machine_deadline))
+        deadline, machine_deadline = now + self._settings().wait_timeout, now + limits.machine_memory_wait_seconds
+        waiting = _Waiting(Load(key, needed_bytes, now, deadline, machine_deadline, least_bytes))
         self._waiting.append(waiting)
         try:
             self._look()
@@ -124,12 +145,13 @@ class Admission:
         """Two runtimes have changed their keys."""
         exchange(self._admitted_at, mine, other)
         keys = {mine: other, other: mine}
+        self._yielding = {keys.get(key, key) for key in self._yielding}
         for waiting in self._waiting:
             waiting.load = msgspec.structs.replace(waiting.load, key=keys.get(waiting.load.key, waiting.load.key))
 
     def changed(self) -> None:
         """Something that matters is otherwise now: look again, soon."""
-        if self._waiting and not self._looks_soon:
+        if (self._waiting or self._yielding) and not self._looks_soon:
             self._looks_soon = True
             asyncio.get_running_loop().call_soon(self._look)
 
@@ -143,7 +165,7 @@ class Admission:
         occupants = self._occupants()
         for waiting in self._waiting[:]:
             if (occupant := occupants.get(waiting.load.key)) is not None:
-                waiting.load = msgspec.structs.replace(waiting.load, asked_for=occupant.in_flight > 0)
+                waiting.load = _as_wanted(waiting.load, occupant)
                 self._drop_unwanted(waiting, occupant)
         self._measure()
         now = self._clock.monotonic()
@@ -159,24 +181,39 @@ class Admission:
     def _carry_out(self, decision: Decision, occupants: Mapping[str, Occupant], now: float) -> None:
         by_key = {waiting.load.key: waiting for waiting in self._waiting}
         for key in decision.admit:
-            self._budget.reserve(key, by_key[key].load.needed_bytes)
+            self._budget.reserve(key, min(by_key[key].load.needed_bytes, self._budget.free_bytes()))
             self._admitted_at[key] = now
             self._end(by_key[key], now)
         for refusal in decision.refuse:
             waiting = by_key[refusal.key]
             waited = None if refusal.never else now - waiting.load.since
-            error = self._budget.refusal(waiting.load.needed_bytes, waited_seconds=waited)
+            if waited is not None and waiting.load.asked_for:
+                self._come_back_until = now + limits.memory_come_back_seconds
+            needed, users = waiting.load.needed_bytes, _users(occupants, self._budget.holders())
+            error = self._budget.refusal(needed, waited_seconds=waited, users=users)
             self._forget(waiting)
             if not waiting.done.done():
                 waiting.done.set_exception(error)
-        # Of what other programs give back nobody tells.
-        self._alarm.set(decision.wake_at, now + limits.memory_look_seconds if self._waiting else None)
-        for key in [*decision.evict, *decision.yield_]:
-            wanted_by = ", ".join(self.waiting)
+        wanted_by = ", ".join(self.waiting)
+        for key in decision.evict:
             size = size_text(self._budget.held_bytes(key))
-            verb = "evicted" if key in decision.evict else "yields: what runs finishes"
-            _log.info(f"{verb}, to make room", model=key, memory=size, wanted_by=wanted_by)
+            _log.info("evicted, to make room", model=key, memory=size, wanted_by=wanted_by)
             occupants[key].unload()
+        for key in decision.yield_:
+            size = size_text(self._budget.held_bytes(key))
+            _log.info("yields: what runs finishes, to make room", model=key, memory=size, wanted_by=wanted_by)
+            occupants[key].make_way()
+        self._let_stay([] if now < self._come_back_until else decision.stay, occupants)
+        self._yielding.update(key for key in decision.yield_ if occupants[key].state is State.DRAINING)
+        # Of what other programs give back nobody tells.
+        looks_on = self._waiting or self._yielding
+        self._alarm.set(decision.wake_at, now + limits.memory_look_seconds if looks_on else None)
+
+    def _let_stay(self, keys: list[str], occupants: Mapping[str, Occupant]) -> None:
+        for key in self._yielding.intersection(keys):
+            _log.info("stays: nobody waits for its memory any more", model=key)
+            occupants[key].stay()
+        self._yielding = {key for key in self._yielding if key in occupants and occupants[key].state is State.DRAINING}
 
     def _drop_unwanted(self, waiting: _Waiting, occupant: Occupant) -> None:
         if occupant.state is State.LOADING and not occupant.load_is_wanted:
@@ -195,9 +232,8 @@ class Admission:
     def _forget(self, waiting: _Waiting) -> None:
         if waiting in self._waiting:
             self._waiting.remove(waiting)
-            if self._waiting:
-                self.changed()
-            else:
+            self.changed()
+            if not self._waiting and not self._yielding:
                 self._alarm.set(None)
 
     def _load_took(self, key: str, ready_at: float) -> float | None:
@@ -211,7 +247,7 @@ class Admission:
             # One that nobody knows is about to be: nothing can be asked of it yet.
             return Resident(key, held, "loading", pinned=occupant is not None and occupant.config.pinned)
         if occupant.state is not State.READY:
-            return Resident(key, held, "leaving")
+            return Resident(key, held, "draining" if occupant.state is State.DRAINING else "leaving")
         return Resident(
             key,
             held,
@@ -222,3 +258,18 @@ class Admission:
             uses_per_second=self._arrivals.per_second(key, now),
             used_at=occupant.active_at,
         )
+
+
+def _as_wanted(load: Load, occupant: Occupant) -> Load:
+    """With who waits for it at the moment. What has begun is not ended soon because others have the memory."""
+    soon = None if occupant.has_begun_requests else load.machine_deadline
+    asked_for, returns = occupant.in_flight > 0, occupant.returns
+    return msgspec.structs.replace(load, asked_for=asked_for, returns=returns, machine_deadline=soon)
+
+
+def _users(occupants: Mapping[str, Occupant], keys: Iterable[str]) -> str:
+    """Who of these is in use, for people."""
+    busy = {key: occupants[key].in_flight for key in keys if key in occupants and occupants[key].in_flight}
+    return ", ".join(
+        f"{key} has {count} {'request' if count == 1 else 'requests'} in flight" for key, count in busy.items()
+    )

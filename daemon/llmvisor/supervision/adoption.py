@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Protocol
 
@@ -38,6 +38,8 @@ class Fleet(Protocol):
     @property
     def replacing(self) -> Replaces: ...
 
+    def runtime(self, name: str) -> Runtime: ...
+
     def make(self, name: str, config: ModelConfig, *, key: str) -> Runtime: ...
 
 
@@ -51,6 +53,7 @@ class Adoption:
     def __init__(
         self,
         given: Iterable[RuntimeHandover] = (),
+        histories: Mapping[str, bytes] | None = None,
         *,
         fleet: Fleet,
         journal: OrphanJournal,
@@ -59,6 +62,7 @@ class Adoption:
         self._fleet = fleet
         self._journal = journal
         self._protocol_version = protocol_version
+        self._histories = dict(histories or {})
         self._waiting = {runtime.model: runtime for runtime in given}
 
     @property
@@ -68,7 +72,11 @@ class Adoption:
 
     def adopt(self) -> list[str]:
         """Give all that there are models for to these; gives their names."""
-        return [model for model in list(self._waiting) if model in self._fleet.configs and self._adopt(model)]
+        configs = self._fleet.configs
+        adopted = [model for model in list(self._waiting) if model in configs and self._adopt(model)]
+        for model in [model for model in self._histories if model in configs]:
+            self._fleet.runtime(model).remember(self._histories.pop(model))
+        return adopted
 
     def end_rest(self) -> None:
         """End the workers that nobody wants."""

@@ -135,9 +135,7 @@ class LogCapture:
         self._fd: int | None = pipe.fd
         self._log = log
         self._on_eof = on_eof
-        self._splitter = LineSplitter(
-            line_bytes_max=limits.log_line_bytes_max, rest=pipe.rest, skipping=pipe.skipping
-        )
+        self._splitter = LineSplitter(line_bytes_max=limits.log_line_bytes_max, rest=pipe.rest, skipping=pipe.skipping)
         self._pause: asyncio.TimerHandle | None = None
         self._loop.add_reader(pipe.fd, self._read)
 

@@ -27,6 +27,8 @@ class Configured:
         self.sampling = config.sampling_defaults()
         self.proven: ModelConfig | None = None
         """What the model was last loaded with."""
+        self.returns = False
+        """It was loaded until its configuration changed, and has not been since."""
         self._next: ModelConfig | None = None
         self._trial: Trial | None = None
 
@@ -38,6 +40,7 @@ class Configured:
     def plan(self, config: ModelConfig, trial: Trial | None) -> None:
         """The next worker runs like this."""
         self._next, self._trial = config, trial
+        self.returns = trial is not None
 
     def update(self, config: ModelConfig) -> bool:
         """The same worker, with other sampling, limits and timeouts; whether they hold at once."""
@@ -60,6 +63,7 @@ class Configured:
         """A worker has loaded the model: what was on trial stays."""
         self.proven = self.now
         if self._next is None:
+            self.returns = False
             trial, self._trial = self._trial, None
             if trial is not None:
                 trial.told(None)
@@ -68,6 +72,7 @@ class Configured:
         """The model cannot be loaded as it is now; whether there is something to go back to, which is planned then."""
         trial = self._trial if self._next is None else None
         if trial is None:
+            self.returns = self.returns and self._next is not None
             return False
         self._trial = None
         self._next = trial.before

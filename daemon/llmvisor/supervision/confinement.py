@@ -60,7 +60,7 @@ def _paths(value: object) -> Iterator[str]:
     """Every absolute path in a model's options: an adapter, a projector, a draft model, and what a plug-in calls so."""
     if isinstance(value, str):
         path = os.path.expanduser(value) if value.startswith("~") else value
-        if path.startswith("/") and len(path) <= _PATH_CHARS_MAX and path.isprintable():
+        if path.startswith("/") and len(path) <= _PATH_CHARS_MAX and path.isprintable() and not _holds_home(path):
             yield path
     elif isinstance(value, dict):
         for item in value.values():  # pyright: ignore[reportUnknownVariableType]
@@ -68,6 +68,11 @@ def _paths(value: object) -> Iterator[str]:
     elif isinstance(value, list | tuple):
         for item in value:  # pyright: ignore[reportUnknownVariableType]
             yield from _paths(item)  # pyright: ignore[reportUnknownArgumentType]
+
+
+def _holds_home(path: str) -> bool:
+    """Whether it is the person's home, or all that this is in: a stop string (`/`, `~`) rather than a model's file."""
+    return f"{os.path.expanduser('~')}/".startswith(os.path.normpath(path).rstrip("/") + "/")
 
 
 # ---------------------------------------------------------------------------------------------------- temporary files

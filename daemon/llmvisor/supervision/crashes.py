@@ -69,9 +69,9 @@ class Crashes:
         """A worker ended that served, with these requests inside.
 
         A crash that is blamed on a request spends no restart, and neither does one with suspects inside, which blames
-        some: the requests that were inside bound both. But a model in which one request after the other is to blame, and none is served,
-        is at fault itself. Where the restarts are spent, requests that were inside at every one of the crashes are to
-        blame.
+        some: the requests that were inside bound both. But a model in which one request after the other is to blame,
+        and none is served, is at fault itself. Where the restarts are spent, requests that were inside at every one of
+        the crashes are to blame.
         """
         self.at = now
         poison = self._poison.crashed(inside, crash)

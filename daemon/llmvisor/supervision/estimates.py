@@ -40,6 +40,11 @@ class LoadEstimates:
             return int(measured * limits.memory_measured_margin)
         return self._catalogue.memory_estimated(model)
 
+    def least_bytes(self, model: str) -> int | None:
+        """What the next load can do with where there is no more: what earlier ones took. None = all that is
+        predicted."""
+        return None if self._models[model].memory is not None else self.measured_bytes(model)
+
     def measured_bytes(self, model: str) -> int | None:
         """The most that workers with these options have taken; None where none has been measured."""
         measure = self._measure(model)

@@ -10,7 +10,8 @@ something has changed, and carries the decision out. What holds:
 - Of the idle ones those go whose absence costs least: the seconds that a reload takes × how often they are asked for.
 - So that nobody starves behind models that are always busy, the one that has been loaded longest yields once both it
   has had `min_residency_seconds` and a load has waited for as long: it finishes what runs and goes, and what waits for
-  it has its next turn.
+  it has its next turn. If the memory is not needed any more before that, it serves on.
+- What is idle goes rather than wait longer than `min_residency_seconds` for one that still finishes what runs.
 - Memory that comes back from a model that leaves counts for every load that waits, so two of them share it.
 """
 
@@ -35,8 +36,12 @@ class Load(msgspec.Struct, frozen=True):
     deadline: float
     machine_deadline: float | None = None
     """Until when it waits for memory that no model has; None = as for the models'."""
+    least_bytes: int | None = None
+    """What it has done with before: the rest is a margin, and no reason to refuse it. None = it needs all of it."""
     asked_for: bool = True
     """A request waits for it. What only the configuration wants takes what is free, and nobody makes room for it."""
+    returns: bool = False
+    """It was loaded until its configuration changed: idle models make room for it, though no request waits."""
 
 
 class Resident(msgspec.Struct, frozen=True):
@@ -44,8 +49,8 @@ class Resident(msgspec.Struct, frozen=True):
 
     key: str
     held_bytes: int
-    phase: Literal["loading", "idle", "busy", "leaving"]
-    """`leaving` from the moment that it grants no more requests until its process is gone."""
+    phase: Literal["loading", "idle", "busy", "draining", "leaving"]
+    """`draining` while it finishes what runs and grants no more requests, `leaving` until its process is gone."""
     pinned: bool = False
     ready_at: float = 0.0
     """When it was loaded; counts while it is idle or busy."""
@@ -84,6 +89,8 @@ class Decision(msgspec.Struct):
     """Idle ones that unload."""
     yield_: list[str] = []
     """Busy ones that unload once what runs has finished."""
+    stay: list[str] = []
+    """Draining ones whose memory nobody waits for."""
     refuse: list[Refusal] = []
     wake_at: float | None = None
     """When to look again if nothing changes before."""
@@ -101,7 +108,7 @@ def decide(
     look = _Look(residents, room, now, min_residency_seconds)
     for load in loads:
         look.serve(load)
-    return look.decision
+    return look.decided()
 
 
 class _Look:
@@ -118,9 +125,13 @@ class _Look:
         pinned_bytes = sum(each.held_bytes for each in residents if each.pinned)
         self._most = room.limit_bytes - pinned_bytes
         self._attainable = room.attainable_bytes - pinned_bytes
+        self._draining = [each for each in residents if each.phase == "draining"]
         self._stay = [each for each in residents if each.phase in {"idle", "busy"} and not each.pinned]
 
     def serve(self, load: Load) -> None:
+        most = min(self._most, self._attainable)
+        if load.least_bytes is not None and load.needed_bytes > most:
+            load = msgspec.structs.replace(load, needed_bytes=max(load.least_bytes, most))
         if load.needed_bytes > self._most:
             self.decision.refuse.append(Refusal(load.key, never=True))
         elif load.needed_bytes <= self._free and load.needed_bytes + self._claimed <= self._free + self._coming:
@@ -128,22 +139,32 @@ class _Look:
             self._free -= load.needed_bytes
         elif self._now >= (deadline := self._deadline(load)):
             self.decision.refuse.append(Refusal(load.key, never=False))
-        elif load.needed_bytes > self._attainable or not load.asked_for:
-            self._wake(deadline)  # nobody can, or need make room for it, and nobody waits behind it
         else:
-            self._claimed += load.needed_bytes
             self._wake(deadline)
-            self._make_room(load, self._claimed - self._free - self._coming)
+            if load.needed_bytes <= self._attainable and (load.asked_for or load.returns):
+                self._make_room(load)  # else nobody can, or need make room for it, and nobody waits behind it
+
+    def decided(self) -> Decision:
+        """Once all loads have been looked at."""
+        self.decision.stay = [each.key for each in self._draining]
+        return self.decision
 
     def _deadline(self, load: Load) -> float:
         hopeless = load.machine_deadline is not None and load.needed_bytes > self._attainable
         return min(load.deadline, load.machine_deadline or load.deadline) if hopeless else load.deadline
 
-    def _make_room(self, load: Load, short_bytes: int) -> None:
-        if short_bytes <= 0:
-            return
+    def _make_room(self, load: Load) -> None:
+        short_bytes = self._claimed + load.needed_bytes - self._free - self._coming
+        if not self._may_go(load.since + self._min_residency):
+            short_bytes = self._count_on_draining(short_bytes)
         idle = [each for each in self._stay if each.phase == "idle" and self._may_go(self._idle_until(each))]
         victims = cheapest(idle, short_bytes)
+        if victims is None and not load.asked_for:
+            return  # the busy ones need not yield, and nobody waits behind it
+        self._claimed += load.needed_bytes
+        if victims is None:
+            short_bytes = self._count_on_draining(short_bytes)
+            victims = cheapest(idle, short_bytes)
         if victims is None:
             busy = [each for each in self._stay if each.phase == "busy" and self._may_go(self._busy_until(each, load))]
             victims = self._with_yielding(idle, busy, short_bytes)
@@ -151,6 +172,14 @@ class _Look:
             self._stay.remove(victim)
             self._coming += victim.held_bytes
             (self.decision.evict if victim.phase == "idle" else self.decision.yield_).append(victim.key)
+
+    def _count_on_draining(self, short_bytes: int) -> int:
+        """Wait for what those give back that drain; gives what is still short."""
+        while self._draining and short_bytes > 0:
+            each = self._draining.pop(0)
+            self._coming += each.held_bytes
+            short_bytes -= each.held_bytes
+        return short_bytes
 
     def _with_yielding(self, idle: list[Resident], busy: list[Resident], short_bytes: int) -> list[Resident] | None:
         """Busy ones, as few as it takes, and idle ones as far as still needed; None where all is too little."""

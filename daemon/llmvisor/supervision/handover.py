@@ -6,6 +6,7 @@ from typing import Annotated
 
 import msgspec
 
+from llmvisor.control.api import Postmortem
 from llmvisor_runtimes.protocol import ModelInfo
 from llmvisor_runtimes.protocol.reports import Confined
 
@@ -38,6 +39,15 @@ class WorkerHandover(msgspec.Struct, frozen=True):
     @property
     def fds(self) -> list[int]:
         return [self.command_fd, self.report_fd, *(pipe.fd for pipe in self.logs)]
+
+
+class History(msgspec.Struct, frozen=True):
+    """What is known of a model's crashes, whether it has a worker or not."""
+
+    quarantined: dict[str, float]
+    """Until when requests are refused, by their digests, oldest first; on the monotonic clock."""
+    postmortems: list[Postmortem]
+    """Oldest first."""
 
 
 class RuntimeHandover(msgspec.Struct, frozen=True):

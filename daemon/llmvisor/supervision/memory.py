@@ -63,10 +63,11 @@ class MemoryBudget:
         """A worker that is there already has this set aside for it."""
         self._held[key] = _Held(reserved_bytes)
 
-    def refusal(self, needed_bytes: int, *, waited_seconds: float | None = None) -> InsufficientMemory:
-        """The error of a model that gets no memory, telling who has it."""
+    def refusal(self, needed_bytes: int, *, waited_seconds: float | None = None, users: str = "") -> InsufficientMemory:
+        """The error of a model that gets no memory, telling who has it, and who of them is in use."""
         left = max(0, self.limit_bytes - self.reserved_bytes())
         waited = "" if waited_seconds is None else f"; nothing made room for it within {waited_seconds:.0f} s"
+        waited += f": {users}" if waited and users else ""
         return InsufficientMemory(
             f"it needs about {size_text(needed_bytes)}; {size_text(left)} is left of the limit of "
             f"{size_text(self.limit_bytes)}, and {size_text(max(0, self._available()))} is free on the machine; "

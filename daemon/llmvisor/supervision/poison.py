@@ -9,7 +9,7 @@ are bounded, by four.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Literal
 
@@ -137,3 +137,11 @@ class Quarantine:
 
     def clear(self) -> None:
         self._until.clear()
+
+    def all(self) -> dict[str, float]:
+        """Until when each is refused, oldest first."""
+        return dict(self._until)
+
+    def restore(self, until: Mapping[str, float]) -> None:
+        """Go on with those of an earlier run."""
+        self._until = dict(until)

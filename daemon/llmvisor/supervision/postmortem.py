@@ -40,9 +40,9 @@ class Postmortems:
         """Newest first."""
         return list(reversed(self._kept))
 
-    def take(self, other: Postmortems) -> None:
+    def take(self, others: Iterable[Postmortem]) -> None:
         """Keep those of another runtime of the model as well."""
-        both = sorted([*self._kept, *other._kept], key=lambda each: each.time)
+        both = sorted([*self._kept, *others], key=lambda each: each.time)
         self._kept.clear()
         self._kept.extend(both)
 

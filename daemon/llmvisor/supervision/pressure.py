@@ -83,8 +83,9 @@ class PressureRule:
         relief.unload = [each.key for each in (idle if chosen is None else chosen)]
         if relief.unload or not hard:
             return
-        offender = max(workers, key=lambda worker: (worker.excess_bytes > 0, worker.excess_bytes), default=None)
-        if offender is None or offender.excess_bytes <= 0:
+        above = [worker for worker in workers if worker.excess_bytes > 0 and _may_stop(worker)]
+        offender = max(above, key=lambda worker: worker.excess_bytes, default=None)
+        if offender is None:
             # Nobody takes more than was known: somebody else does. The kernel would take the largest.
             others = [worker for worker in workers if not worker.resident.pinned and worker.rss_bytes]
             offender = max(others, key=lambda worker: worker.rss_bytes, default=None)
@@ -94,6 +95,11 @@ class PressureRule:
 def _is_above(worker: Worker) -> bool:
     reserved = worker.resident.held_bytes - worker.excess_bytes
     return worker.excess_bytes > max(limits.memory_excess_bytes_min, reserved * limits.memory_excess_ratio)
+
+
+def _may_stop(worker: Worker) -> bool:
+    """A pinned one only where it is far above its estimate: a little is no fault of its own."""
+    return not worker.resident.pinned or _is_above(worker)
 
 
 def _may_unload(resident: Resident) -> bool:

@@ -23,6 +23,8 @@ from llmvisor.supervision.state import State
 _log = get_logger(__name__)
 _TRIED = frozenset({State.LOADING, State.READY, State.DRAINING, State.BACKOFF})
 """States in which somebody may wait for the model: a new configuration has to prove itself first."""
+_PASSING = {State.LOADING, State.DRAINING, State.STOPPING, State.BACKOFF}
+"""States that lead to a worker by themselves."""
 
 
 class Fleet(Protocol):
@@ -65,6 +67,8 @@ class Replacing:
         self._steps: dict[str, _Step] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
+        self._on_trial: set[str] = set()
+        """Models that were loaded, and whose next worker has to prove itself."""
         self.beside: dict[str, Runtime] = {}
         """By key: runtimes that do not serve their model yet, or finish what they have."""
         self.configs: dict[str, ModelConfig] = {}
@@ -74,6 +78,13 @@ class Replacing:
     def names(self) -> list[str]:
         """Models that are being replaced side by side."""
         return list(self._steps)
+
+    @property
+    def pending(self) -> list[str]:
+        """Models whose next worker, another one than before, is yet to load: beside the old one or after it."""
+        runtimes = self._fleet.runtimes
+        after = [name for name in self._on_trial if name in runtimes and runtimes[name].state in _PASSING]
+        return [*self._steps, *after]
 
     def wanted(self, name: str) -> ModelConfig:
         """How a model is to run, once all that is under way has succeeded."""
@@ -164,7 +175,7 @@ class Replacing:
         old = fleet.runtimes[name]
         del self._steps[name]
         fleet.exchange(old, step.key)
-        candidate.postmortems.take(old.postmortems)
+        candidate.succeed(old)
         fleet.runtimes[name] = candidate
         fleet.configs[name] = candidate.config
         self.beside[old.key], self.configs[old.key] = old, old.config
@@ -181,7 +192,7 @@ class Replacing:
 
     def _stays(self, step: _Step, reason: str) -> None:
         if step.candidate is not None and (runtime := self._fleet.runtimes.get(step.name)) is not None:
-            runtime.postmortems.take(step.candidate.postmortems)
+            runtime.postmortems.take(step.candidate.postmortems.all())
         self._abandon(step.name)
         self._stayed(step.name, reason)
 
@@ -206,6 +217,7 @@ class Replacing:
         trial = None
         if before is not None and runtime.state in _TRIED:
             trial = Trial(before, lambda reason: self._tried(name, before, reason))
+            self._on_trial.add(name)
         self._fleet.configs[name] = config
         self._fleet.replaced(name)
         runtime.reconfigure(config, trial)
@@ -213,6 +225,7 @@ class Replacing:
             self._told(name, None)
 
     def _tried(self, name: str, before: ModelConfig, reason: str | None) -> None:
+        self._on_trial.discard(name)
         if reason is None:
             self._told(name, None)
             return

@@ -106,6 +106,11 @@ class RequestTable:
     def waits(self, request_id: int) -> bool:
         return request_id in self._waiting
 
+    def begun_wait(self) -> bool:
+        """Whether a text waits of which a worker has sent something."""
+        waiting = (self._requests[request_id] for request_id in self._waiting)
+        return any(isinstance(request, GenerationStream) and request.progress for request in waiting)
+
     def leave(self, request_id: int) -> bool:
         """Whoever asked is gone; what the worker still sends is dropped. False if that was known."""
         if request_id in self._leaving:

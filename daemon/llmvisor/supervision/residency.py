@@ -77,7 +77,7 @@ class Residency:
         # What it had before is gone, although nobody has seen the runtime without a worker.
         self.budget.release(key)
         await self._catalogue.inspect(key)
-        await self.admission.admit(key, self.estimates.predicted_bytes(key))
+        await self.admission.admit(key, self.estimates.predicted_bytes(key), self.estimates.least_bytes(key))
 
     def fits(self, key: str) -> bool:
         """Whether there is memory for it beside all the others."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from contextlib import suppress
 
 import msgspec
 
@@ -14,7 +15,7 @@ from llmvisor.supervision.actor import Actor
 from llmvisor.supervision.configured import Trial
 from llmvisor.supervision.effects import Ticket
 from llmvisor.supervision.encoding import EmbeddingCall, ScoringCall
-from llmvisor.supervision.handover import RuntimeHandover
+from llmvisor.supervision.handover import History, RuntimeHandover
 from llmvisor.supervision.requests import generate_command
 from llmvisor.supervision.state import HAS_WORKER, State
 from llmvisor.supervision.status import WAITS_FOR_MEMORY
@@ -105,6 +106,14 @@ class Runtime(Actor):
         if config.preload or config.pinned or trial is not None:
             self.load()
 
+    def make_way(self) -> None:
+        """Finish what runs, and unload, so that another model has the memory; until then it may be told to `stay`."""
+        self._apply(self._scheduler.unload_wanted(self._now(), yields=True))
+
+    def stay(self) -> None:
+        """The memory is not needed any more: one that makes way still serves on."""
+        self._apply(self._scheduler.stay_wanted(self._now()))
+
     def waits_for_memory(self) -> None:
         """Its load has to wait until others have made room: shown as how far it is."""
         self._facts.progress = LoadProgress(WAITS_FOR_MEMORY, 0, 0, "steps")
@@ -150,11 +159,28 @@ class Runtime(Actor):
         self._ids = itertools.count(given.next_id)
         self.loaded_at, self.ready_at, self.active_at = given.loaded_at, given.ready_at, given.active_at
         self._facts.pid, self._facts.info, self._facts.confined = given.worker.pid, given.info, given.confined
-        self._loaded_as = (self.config.backend, self.config.path, self._signature())
+        self._loaded_as = self._meaning()
         self._configured.loaded()
         if given.threads is not None:
             self._setup.cores.told(self.key, given.threads)
         self._apply(self._scheduler.taken_over(given))
+
+    def succeed(self, other: Runtime) -> None:
+        """Serve the model from here on: its crashes stay known. What was refused for them may be tried again."""
+        self.postmortems.take(other.postmortems.all())
+        self._scheduler.restarts += other._scheduler.restarts
+
+    def history(self) -> bytes:
+        """What is known of its crashes, for another run of the daemon; empty for nothing."""
+        history = History(self._quarantine.all(), self.postmortems.all())
+        return msgspec.msgpack.encode(history) if history.quarantined or history.postmortems else b""
+
+    def remember(self, history: bytes) -> None:
+        """Go on with what an earlier run knew, as far as this version understands it."""
+        with suppress(msgspec.MsgspecError, UnicodeError):
+            known = msgspec.msgpack.decode(history, type=History)
+            self._quarantine.restore(known.quarantined)
+            self.postmortems.take(known.postmortems)
 
     def shutdown(self) -> None:
         """Start nothing any more, let what runs finish, and go."""
@@ -179,6 +205,16 @@ class Runtime(Actor):
     def load_is_wanted(self) -> bool:
         """Whether a request or the configuration waits for the model to be loaded."""
         return self._scheduler.load_is_wanted
+
+    @property
+    def has_begun_requests(self) -> bool:
+        """Whether requests wait that a worker had before."""
+        return any(request.ran_ms > 0 for request in self._requests.all())
+
+    @property
+    def returns(self) -> bool:
+        """Whether it was loaded until its configuration changed, and has not been since."""
+        return self._configured.returns
 
     async def wait_while(self, *states: State) -> State:
         """Wait until the runtime is in none of these states, and give the one that it is in."""

@@ -54,6 +54,7 @@ class Scheduler:
         self._load_began = 0.0
         self._ready_since: float | None = None
         self._load_again = False
+        self._yields = False  # it drains for others, who may not need that any more before it has
         self._doomed: tuple[str, bool, CrashKind] | None = None
         self._closing = False
         self._effects: list[Effect] = []
@@ -108,11 +109,11 @@ class Scheduler:
             self._places.run_at_once(ticket)
             self._granted(ticket)
             self.idle.used()
-        elif not self._has_room():
+        # Before a worker serves, those that will run at once when it does wait as well.
+        elif self.queued >= self.settings.queue_limit + (0 if self._serves() else self.settings.parallel):
             loading_since = None if self.state is State.READY else self._load_began
             seconds = self._places.come_back_seconds(ticket.arrived, self.settings.parallel, loading_since)
-            waiting = f"{self.queued} requests wait for this model already"
-            self._refuse(ticket, "queue_full", waiting, seconds)
+            self._refuse(ticket, "queue_full", f"{self.queued} requests wait for this model already", seconds)
         else:
             self._places.put(ticket)
             self._want_load(ticket.arrived)
@@ -219,10 +220,9 @@ class Scheduler:
             return self.unload_wanted(now)
         return self._take()
 
-    def unload_wanted(self, now: float, *, force: bool = False) -> list[Effect]:
+    def unload_wanted(self, now: float, *, force: bool = False, yields: bool = False) -> list[Effect]:
         """Unload: what runs finishes first, unless forced. What waits is served by the next worker."""
-        self._load_again = False
-        self.backoff_until = None
+        self._load_again, self._yields, self.backoff_until = False, yields, None
         old = self.state
         self._move(Event.KILL_WANTED if force else Event.UNLOAD_WANTED)
         if self.state is State.STOPPING and (force or old is State.LOADING):
@@ -230,11 +230,18 @@ class Scheduler:
         self._settle(now)
         return self._take()
 
+    def stay_wanted(self, now: float) -> list[Effect]:
+        """What it was to make room for needs none any more: one that yields still serves on."""
+        if self._yields and self.state is State.DRAINING and not self._closing and self._doomed is None:
+            self._load_again = self._yields = False
+            self._move(Event.STAY_WANTED)
+            self._settle(now)
+        return self._take()
+
     def reset(self, now: float) -> list[Effect]:
         """Forget earlier crashes."""
         self._crashes.reset()
-        self.error = None
-        self.backoff_until = None
+        self.error = self.backoff_until = None
         self._move(Event.RESET)
         self._settle(now)
         return self._take()
@@ -328,10 +335,6 @@ class Scheduler:
         if ticket.keep_alive_seconds is not None:
             self.idle.keep_alive_seconds = ticket.keep_alive_seconds
         self._effects.append(Grant(ticket.id))
-
-    def _has_room(self) -> bool:
-        """In the queue. Before a worker serves, those that will run at once when it does wait as well."""
-        return self.queued < self.settings.queue_limit + (0 if self._serves() else self.settings.parallel)
 
     def _load_deadline(self, ticket: Ticket) -> float:
         return max(ticket.arrived, self._load_began, self._crashes.at) + self.settings.load_timeout_seconds

@@ -38,6 +38,8 @@ class Event(Enum):
     DENIED = "denied"
     """There is no room for the model at the moment; no worker was started."""
     UNLOAD_WANTED = "unload wanted"
+    STAY_WANTED = "stay wanted"
+    """The memory that it was to give back is not needed any more."""
     DRAINED = "drained"
     KILL_WANTED = "kill wanted"
     """Unload at once, requests in flight or not."""
@@ -66,6 +68,7 @@ TRANSITIONS: Mapping[State, Mapping[Event, State | None]] = {
         _E.LOADED: ILLEGAL,
         _E.DENIED: ILLEGAL,
         _E.UNLOAD_WANTED: _S.STOPPED,
+        _E.STAY_WANTED: _S.STOPPED,
         _E.DRAINED: ILLEGAL,
         _E.KILL_WANTED: _S.STOPPED,
         _E.EXITED: ILLEGAL,
@@ -80,6 +83,7 @@ TRANSITIONS: Mapping[State, Mapping[Event, State | None]] = {
         _E.LOADED: _S.READY,
         _E.DENIED: _S.STOPPED,
         _E.UNLOAD_WANTED: _S.STOPPING,
+        _E.STAY_WANTED: _S.LOADING,
         _E.DRAINED: ILLEGAL,
         _E.KILL_WANTED: _S.STOPPING,
         _E.EXITED: ILLEGAL,
@@ -94,6 +98,7 @@ TRANSITIONS: Mapping[State, Mapping[Event, State | None]] = {
         _E.LOADED: ILLEGAL,
         _E.DENIED: ILLEGAL,
         _E.UNLOAD_WANTED: _S.DRAINING,
+        _E.STAY_WANTED: _S.READY,
         _E.DRAINED: ILLEGAL,
         _E.KILL_WANTED: _S.STOPPING,
         _E.EXITED: ILLEGAL,
@@ -108,6 +113,7 @@ TRANSITIONS: Mapping[State, Mapping[Event, State | None]] = {
         _E.LOADED: ILLEGAL,
         _E.DENIED: ILLEGAL,
         _E.UNLOAD_WANTED: _S.DRAINING,
+        _E.STAY_WANTED: _S.READY,
         _E.DRAINED: _S.STOPPING,
         _E.KILL_WANTED: _S.STOPPING,
         _E.EXITED: ILLEGAL,
@@ -122,6 +128,7 @@ TRANSITIONS: Mapping[State, Mapping[Event, State | None]] = {
         _E.LOADED: _S.STOPPING,
         _E.DENIED: _S.STOPPED,
         _E.UNLOAD_WANTED: _S.STOPPING,
+        _E.STAY_WANTED: _S.STOPPING,
         _E.DRAINED: ILLEGAL,
         _E.KILL_WANTED: _S.STOPPING,
         _E.EXITED: _S.STOPPED,
@@ -136,6 +143,7 @@ TRANSITIONS: Mapping[State, Mapping[Event, State | None]] = {
         _E.LOADED: ILLEGAL,
         _E.DENIED: ILLEGAL,
         _E.UNLOAD_WANTED: _S.STOPPED,
+        _E.STAY_WANTED: _S.BACKOFF,
         _E.DRAINED: ILLEGAL,
         _E.KILL_WANTED: _S.STOPPED,
         _E.EXITED: ILLEGAL,
@@ -150,6 +158,7 @@ TRANSITIONS: Mapping[State, Mapping[Event, State | None]] = {
         _E.LOADED: ILLEGAL,
         _E.DENIED: ILLEGAL,
         _E.UNLOAD_WANTED: _S.FAILED,
+        _E.STAY_WANTED: _S.FAILED,
         _E.DRAINED: ILLEGAL,
         _E.KILL_WANTED: _S.FAILED,
         _E.EXITED: ILLEGAL,
@@ -164,6 +173,7 @@ TRANSITIONS: Mapping[State, Mapping[Event, State | None]] = {
         _E.LOADED: ILLEGAL,
         _E.DENIED: ILLEGAL,
         _E.UNLOAD_WANTED: _S.CLOSED,
+        _E.STAY_WANTED: _S.CLOSED,
         _E.DRAINED: ILLEGAL,
         _E.KILL_WANTED: _S.CLOSED,
         _E.EXITED: ILLEGAL,

@@ -244,12 +244,12 @@ class GenerationStream:
         if self._resumed:
             predicted_ms = done.predicted_ms + self.ran_ms
             done = msgspec.structs.replace(done, predicted_ms=predicted_ms, resumed=self._resumed)
-        self.done = done
+        self.done, self._runs = done, False
         self._notify()
 
     def fail(self, error: LlmvisorError) -> None:
         if self.done is None and self._error is None:
-            self._error = error
+            self._error, self._runs = error, False
             self._notify()
 
     def _notify(self) -> None:

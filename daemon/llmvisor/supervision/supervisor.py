@@ -149,6 +149,7 @@ class Supervisor:
         """An installed model has another revision: its worker finishes what runs, and the next one loads that."""
         self.add(name, config, type=type)
         if not self.is_configured(name):
+            self.replacing.abandon(name)  # else it would come back to the revision before
             self.catalogue.forget(name)
             if (runtime := self.runtimes.get(name)) is not None:
                 runtime.reconfigure(config)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from llmvisor.config.source import Look
 from llmvisor.errors import LlmvisorError
 from llmvisor.http.connection_handover import ConnectionHandover
 from llmvisor.listeners import Listeners
@@ -28,7 +29,10 @@ def adoption(inherited: Inheritance, supervisor: Supervisor) -> Adoption:
     """What gives an earlier run's workers to their models."""
     state = inherited.state
     version = PROTOCOL_VERSION if state is None else state.protocol_version
-    return Adoption(inherited.runtimes, fleet=supervisor, journal=supervisor.journal, protocol_version=version)
+    histories = {} if state is None else state.histories
+    return Adoption(
+        inherited.runtimes, histories, fleet=supervisor, journal=supervisor.journal, protocol_version=version
+    )
 
 
 class House:
@@ -42,12 +46,15 @@ class House:
         *,
         logs: LogHub,
         notifier: Notifier,
+        look: Callable[[], Look],
         reloads: Callable[[], bool],
         started: float,
         started_at: str,
     ) -> None:
         self.logs = logs
         self.notifier = notifier
+        self.look = look
+        """What the configuration's files look like; blocks on the disk."""
         self._parts = parts
         self._listeners = listeners
         self._lock = lock
@@ -66,6 +73,11 @@ class House:
         """Serve nothing new on TCP: it waits in the kernel. What runs goes on."""
         await self._listeners.pause_tcp()
         self._listeners.connections.hold(unix=False)
+
+    def running(self) -> frozenset[object]:
+        """What keeps it from coming to rest: each request, and each change of a model or of itself, by a mark of it."""
+        marks = self._listeners.connections.running()
+        return frozenset(marks) or frozenset({self.unrest()} - {None})
 
     def unrest(self) -> str | None:
         """What is under way that cannot be handed over, as `… is loading`; None for nothing."""
@@ -137,8 +149,17 @@ class House:
         given = [each for runtime in supervisor.runtimes.values() if (each := runtime.hand_over()) is not None]
         held = supervisor.memory.held_bytes
         runtimes = [msgspec.structs.replace(each, reserved_bytes=held(each.model)) for each in given]
+        histories = {name: runtime.history() for name, runtime in supervisor.runtimes.items()}
+        state = DaemonHandover(
+            runtimes,
+            self._started,
+            self._started_at,
+            upgrades,
+            arrivals=supervisor.residency.arrivals.counts(),
+            histories={name: history for name, history in histories.items() if history},
+        )
         return seal(
-            DaemonHandover(runtimes, self._started, self._started_at, upgrades, supervisor.residency.arrivals.counts()),
+            state,
             pid=os.getpid(),
             lock_fd=self._lock.fd,
             socket_path=str(self._listeners.socket_path),

@@ -9,7 +9,8 @@ from contextlib import suppress
 
 import msgspec
 
-from llmvisor.config.tree import Config, Server
+from llmvisor.config.complete import is_loopback
+from llmvisor.config.tree import Config
 from llmvisor.errors import StartError
 from llmvisor.http.connection_handover import ConnectionHandover
 from llmvisor.listen import open_tcp
@@ -28,7 +29,6 @@ from llmvisor.upgrade.state import (
     decode_state,
     open_envelope,
 )
-
 
 _REASON_CHARS_MAX = 500
 
@@ -133,11 +133,10 @@ def _check(envelope: Envelope, config: Config) -> None:
     wanted = config.control.socket or ""
     if not activated and wanted != envelope.socket_path:
         raise StateRefused(f"control.socket is {wanted} now, and {envelope.socket_path} is open: restart it in full")
-    if not any(_serves(listener, config.server) for listener in envelope.listeners):
-        open_tcp(config.server.host, config.server.port).close()
-
-
-def _serves(listener: ListenerHandover, server: Server) -> bool:
-    """Whether the next run goes on with this socket."""
-    same = listener.handed_over or (listener.host, listener.port) == (server.host, server.port)
-    return listener.kind == "tcp" and same
+    host, port = config.server.host, config.server.port
+    activated_tcp = [listener for listener in envelope.listeners if listener.kind == "tcp" and listener.handed_over]
+    if is_loopback(host) and not all(is_loopback(listener.host) for listener in activated_tcp):
+        # What is asked of a public address is asked no longer, and the socket would stay where it is.
+        raise StateRefused(f"server.host is {host} now, and the service manager's socket was for others: restart it")
+    if not any(listener.serves(host, port) for listener in envelope.listeners):
+        open_tcp(host, port).close()

@@ -26,6 +26,12 @@ class ListenerHandover(msgspec.Struct, frozen=True):
     port: int = 0
     handed_over: bool = False
     """It is a service manager's."""
+    bound_port: int = 0
+
+    def serves(self, host: str, port: int) -> bool:
+        """Whether it is the TCP socket that a configuration with this host and port wants."""
+        same = self.handed_over or (self.host == host and port in {self.port, self.bound_port})
+        return self.kind == "tcp" and same
 
 
 class DaemonHandover(msgspec.Struct, frozen=True):
@@ -38,6 +44,8 @@ class DaemonHandover(msgspec.Struct, frozen=True):
     """How often this process has been upgraded, with the one that is under way."""
     arrivals: dict[str, tuple[float, float]] = {}
     """Of requests, by model."""
+    histories: dict[str, bytes] = {}
+    """What is known of crashes, by model: `History`, as MessagePack, since another version may know less."""
     protocol_version: int = PROTOCOL_VERSION
 
 

@@ -58,7 +58,7 @@ class ConfigStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     waits: list[ConfigWait] = []
     """What changes at the next start."""
     replacing: list[str] = []
-    """Models whose new workers load beside the old ones."""
+    """Models whose new workers are yet to load, beside the old ones or after them."""
     stayed: dict[str, str] = {}
     """Models that cannot be loaded as they are configured now and run as they were before: why."""
 

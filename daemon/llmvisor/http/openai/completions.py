@@ -47,9 +47,7 @@ class CompletionRequest(GenerationFields, kw_only=True):
     best_of: Choices | None = None
     suffix: str | None = None
 
-    def generations(
-        self, request_id: str, cache: CacheUse = "use", terms: Terms = DEFAULT_TERMS
-    ) -> list[Generation]:
+    def generations(self, request_id: str, cache: CacheUse = "use", terms: Terms = DEFAULT_TERMS) -> list[Generation]:
         """One for each prompt. Raises `InvalidRequest`, `UnsupportedOperation`."""
         self._check()
         asked = self.asked_grammar

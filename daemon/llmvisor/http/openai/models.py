@@ -40,7 +40,7 @@ async def list_models(request: web.Request) -> web.Response:
     """Every model once, by its id; aliases and tiers resolve but are not listed."""
     front = request.app[FRONT]
     await front.installed.wait_open()
-    return json_answer(ModelList([_object(status) for status in front.service.models() if front.visible(status.name)]))
+    return json_answer(ModelList([_object(status) for status in front.models()]))
 
 
 async def show_model(request: web.Request) -> web.Response:
