@@ -221,8 +221,11 @@ class Reloader:
 
     def _waits(self, loaded: LoadedConfig) -> list[ConfigWait]:
         """What differs from how this daemon was started, and cannot change before the next start."""
-        waits = [ConfigWait(wait.path, wait.reason) for wait in plan(self._first.config, loaded.config).waits]
-        return waits + self._reconfigurer.waits(self._first.config, loaded.config)
+        waits = {
+            wait.path: ConfigWait(wait.path, wait.reason) for wait in plan(self._first.config, loaded.config).waits
+        }
+        waits |= {wait.path: wait for wait in self._reconfigurer.waits(self._first.config, loaded.config)}
+        return list(waits.values())
 
 
 def _report(found: ReloadPlan, cause: ReloadCause, time: str, waits: list[ConfigWait]) -> ReloadReport:

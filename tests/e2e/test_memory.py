@@ -128,8 +128,8 @@ def test_model_that_is_never_idle_yields() -> None:
 
 
 def test_model_that_yields_serves_on_when_nobody_waits_for_it_any_more() -> None:
-    """1. A stream runs. 2. Another model is asked for, so the first one yields. 3. That client leaves. Result: the first
-    model's next request is answered beside the stream, not after it."""
+    """1. A stream runs. 2. Another model is asked for, so the first one yields. 3. That client leaves. Result: the
+    first model's next request is answered beside the stream, not after it."""
     models = {"a": model(token_delay_ms=20, reply_tokens=None), "b": model()}
     with Daemon(configuration(models=models)) as daemon, begun(daemon, 600) as client:
         pid = daemon.worker_pid("a")

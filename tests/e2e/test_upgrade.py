@@ -119,7 +119,7 @@ def test_no_request_fails_while_the_daemon_is_upgraded_again_and_again(daemon: D
     with ThreadPoolExecutor(9) as pool:
         clients = [pool.submit(client) for client in (connects, keeps_its_connection, streams) for _ in range(3)]
         try:
-            for _ in range(4):
+            for _ in range(3):
                 upgrade(daemon)
         finally:
             stop.set()
@@ -217,7 +217,7 @@ def test_many_upgrades_leave_nothing_behind(daemon: Daemon) -> None:
         upgrade(daemon)
         before, children = descriptors(daemon), len(daemon.descendants())
         files = sorted(path.name for path in daemon.socket_path.parent.iterdir())
-        for _ in range(8):
+        for _ in range(7):
             upgrade(daemon)
         assert held.ask("one")[0] == 200
         assert not more_descriptors(daemon, before)
@@ -239,7 +239,7 @@ def test_worker_that_dies_after_an_upgrade_is_replaced(daemon: Daemon) -> None:
 def test_worker_may_die_at_any_moment_of_an_upgrade(daemon: Daemon) -> None:
     """Before, between and after the two programs: it is replaced, and nothing of it stays behind."""
     chance, restarts = random.Random(5), daemon.runtime("two")["restarts"]
-    for _ in range(4):
+    for _ in range(3):
         pid = daemon.worker_pid("one")
         begin_upgrade(daemon)
         time.sleep(chance.uniform(0, 1.2))  # the moment is what is tried out

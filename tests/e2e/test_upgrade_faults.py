@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import socket
 from collections import Counter
 from collections.abc import Iterator
@@ -115,7 +116,7 @@ def test_new_program_that_fails_with_what_it_was_left_starts_with_nothing(faulty
     fault_file.write_text("start")
     begin_upgrade(faulty)
     eventually_sync(lambda: not any(map(psutil.pid_exists, pids.values())), 20, "the workers are ended")
-    eventually_sync(lambda: faulty.port_file.exists() and faulty.socket_path.exists(), 20, "it starts again")
+    eventually_sync(lambda: answers(faulty), 30, "it starts again")
     for model, pid in pids.items():
         assert faulty.worker_pid(model, other_than=pid) != pid
         assert faulty.complete(model, max_tokens=3)[0] == 200
@@ -124,6 +125,14 @@ def test_new_program_that_fails_with_what_it_was_left_starts_with_nothing(faulty
     assert not zombies(faulty)
     fault_file.unlink()
     upgrade(faulty)
+
+
+def answers(daemon: Daemon) -> bool:
+    """Whether it serves both sockets, with nothing that it was left."""
+    try:
+        return upgrade_status(daemon)["state"] == "failed" and daemon.request("GET", "/health")[0] == 200
+    except (OSError, ValueError, http.client.HTTPException):
+        return False
 
 
 def zombies(daemon: Daemon) -> list[int]:

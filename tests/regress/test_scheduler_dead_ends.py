@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
 from tests.support.schedulers import ready, scheduler, ticket, without_changes
 
-from llmvisor.supervision.effects import Grant, Refuse, StartWorker
+from llmvisor.supervision.effects import Grant, Refuse, StartWorker, StopWorker
+from llmvisor.supervision.scheduler import Scheduler
 from llmvisor.supervision.state import State
 
 
@@ -67,3 +71,31 @@ def test_queue_limit_of_zero_lets_a_model_load() -> None:
     assert isinstance(refusal, Refuse)
     assert refusal.kind == "queue_full"
     assert without_changes(one.loaded(2, 5)) == [Grant(1), Grant(2)]
+
+
+def test_model_that_yields_and_is_needed_no_more_serves_what_waits() -> None:
+    """Its stream may run for long: those who came meanwhile do not wait for that, nor does it load again afterwards."""
+    one = ready()
+    one.submit(ticket(1))
+    one.unload_wanted(2, yields=True)
+    one.submit(ticket(2, at=3))
+    one.load_wanted(3)
+    assert without_changes(one.stay_wanted(4)) == [Grant(2)]
+    assert one.state is State.READY
+    one.ended(1, 5)
+    one.ended(2, 5)
+    one.unload_wanted(6)
+    assert without_changes(one.exited("exited with code 0", 7)) == []
+    assert one.state is State.STOPPED
+
+
+@pytest.mark.parametrize("then", [Scheduler.unload_wanted, Scheduler.shutdown])
+def test_model_that_somebody_else_wants_gone_does_not_stay(then: Callable[[Scheduler, float], object]) -> None:
+    """A person, a reload or the daemon's end wins over what it made room for."""
+    one = ready()
+    one.submit(ticket(1))
+    one.unload_wanted(2, yields=True)
+    then(one, 3)
+    assert one.stay_wanted(4) == []
+    assert one.state is State.DRAINING
+    assert StopWorker("close", "unloaded") in one.ended(1, 5)

@@ -172,7 +172,11 @@ class Daemon:
         connection = http.client.HTTPConnection("localhost", timeout=REQUEST_SECONDS_MAX)
         connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection.sock.settimeout(REQUEST_SECONDS_MAX)
-        connection.sock.connect(str(self.socket_path))
+        try:
+            connection.sock.connect(str(self.socket_path))
+        except OSError:
+            connection.close()
+            raise
         return connection
 
     def _exchange(

@@ -94,7 +94,9 @@ async def test_name_that_is_none_is_told_once_all_are_known() -> None:
 
 
 def key_for(*models: str) -> ContextVar[ApiKey | None]:
-    return ContextVar("key", default=ApiKey("app", "", ["inference"], models=[*models]))
+    variable = ContextVar[ApiKey | None]("key")
+    variable.set(ApiKey("app", "", ["inference"], models=[*models]))
+    return variable
 
 
 async def test_key_for_some_models_is_told_of_no_others(monkeypatch: pytest.MonkeyPatch) -> None:

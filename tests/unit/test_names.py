@@ -345,3 +345,21 @@ def test_name_among_very_many_is_found_and_a_wrong_one_told_apart() -> None:
     assert index.resolve("model-07777").name == "model-07777"
     with pytest.raises(ModelNotFound, match="Nearest: model-07777,"):
         index.resolve("model-07777-7b")
+
+
+def test_what_is_said_of_a_name_that_is_none_is_of_the_models_as_they_are() -> None:
+    """Asked again it is the same; once a model has come or gone it is another."""
+    index = NameIndex()
+    index.put(NamedModel("qwen-7b"))
+
+    def said() -> str:
+        with pytest.raises(ModelNotFound) as caught:
+            index.resolve("qwen-8b")
+        return str(caught.value)
+
+    assert said() == said()
+    assert "Nearest: qwen-7b;" in said()
+    index.put(NamedModel("qwen-8b-it"))
+    assert "Nearest: qwen-7b, qwen-8b-it;" in said()
+    index.remove("qwen-7b")
+    assert "Nearest: qwen-8b-it;" in said()

@@ -106,6 +106,14 @@ def test_nothing_more_is_done_while_a_model_leaves() -> None:
     assert look(10, worker("a", 500), worker("b", 300, phase="leaving")) == Relief()
 
 
+def test_model_that_finishes_what_runs_holds_nothing_up() -> None:
+    """That may take any time, and the machine has none."""
+    look = Looks()
+    workers = [worker("a", 500, phase="draining"), worker("b", 60, phase="idle")]
+    look(60, *workers)
+    assert look(60, *workers).unload == ["b"]
+
+
 def test_worker_above_its_estimate_is_asked_for_its_caches_now_and_then() -> None:
     """Also with memory enough, for what it has more was promised to nobody."""
     look = Looks()

@@ -78,21 +78,23 @@ class ConfigWatcher:
 
 async def _moments(folders: Folders) -> AsyncGenerator[None]:
     """Whenever something has happened in one of the folders, and every few seconds; ends where nobody can tell."""
-    from watchfiles import awatch  # noqa: PLC0415 # pyright: ignore[reportUnknownVariableType] - loaded by now; trio's types
+    from watchfiles import awatch  # noqa: PLC0415 # pyright: ignore[reportUnknownVariableType] - loaded by now
 
     stop = asyncio.Event()
+    changes = awatch(
+        *folders,
+        watch_filter=None,
+        step=limits.config_step_ms,
+        rust_timeout=int(limits.config_look_seconds * 1000),
+        yield_on_timeout=True,
+        recursive=False,
+        stop_event=stop,
+    )
     try:
-        async for _ in awatch(
-            *folders,
-            watch_filter=None,
-            step=limits.config_step_ms,
-            rust_timeout=int(limits.config_look_seconds * 1000),
-            yield_on_timeout=True,
-            recursive=False,
-            stop_event=stop,
-        ):
-            yield
-    except Exception as error:  # noqa: BLE001 - no watches are left, the folder went, a bug: the files are looked at all the same
+        async with aclosing(changes):
+            async for _ in changes:
+                yield
+    except Exception as error:  # noqa: BLE001 - no watches are left, a folder has gone: they are looked at all the same
         _log.debug("nobody tells of changes of files", reason=str(error))
         await asyncio.sleep(limits.config_look_seconds)
     finally:

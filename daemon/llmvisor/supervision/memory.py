@@ -72,7 +72,8 @@ class MemoryBudget:
             f"it needs about {size_text(needed_bytes)}; {size_text(left)} is left of the limit of "
             f"{size_text(self.limit_bytes)}, and {size_text(max(0, self._available()))} is free on the machine; "
             f"{self._holders()}{waited}",
-            hint="unload a model (`llmctl unload NAME`), lower its n_ctx, or raise memory.limit",
+            hint="unload a model (`llmctl unload NAME`), lower its n_ctx, raise memory.limit, or say with the model's "
+            "`memory` what it takes where that is less",
         )
 
     def release(self, key: str) -> None:
