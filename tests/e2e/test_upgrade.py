@@ -158,11 +158,11 @@ def test_others_are_served_while_an_upgrade_waits_for_a_long_stream(daemon: Daem
 
 
 def test_upgrade_that_takes_too_long_is_given_up_and_nothing_has_happened(daemon: Daemon) -> None:
-    """The stream goes on to its end, the same program serves, the reason is told; the next upgrade may succeed."""
+    """The stream goes on, the same program serves, the reason is told; the next upgrade may succeed."""
     with KeptAlive(daemon) as held:
         assert held.ask("one")[0] == 200
-        with stream(daemon, "two", max_tokens=150) as client:
-            first = client.next_event()
+        with stream(daemon, "two", max_tokens=5000) as client:
+            client.next_event()
             before = begin_upgrade(daemon, timeout_seconds=0.5)
             await_upgrade_waits(daemon, "under way")
             held.send(completion_request("one"))
@@ -171,8 +171,7 @@ def test_upgrade_that_takes_too_long_is_given_up_and_nothing_has_happened(daemon
             assert status["reason"] == "after 0.5 s 1 request is under way"
             assert held.answer()[0] == 200
             assert daemon.complete("one")[0] == 200
-            events = [first, *client.events()]
-        assert events[-1] == "[DONE]"
+            assert json.loads(client.next_event())["choices"]
         upgrade(daemon)
         assert held.ask("one")[0] == 200
 

@@ -57,7 +57,7 @@ async def freeze(pid: int) -> None:
         ((None, None), "not by llmvisor; perhaps out of memory"),
     ],
 )
-async def test_sigkill_of_a_worker_is_reported_once_as_possible_oom_where_the_kernel_killed(
+async def test_sigkill_of_a_worker_is_reported_once_as_possible_oom(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counted: tuple[int | None, int | None], told: str
 ) -> None:
     """1. A worker serves. 2. It is killed. Result: one exit with the signal, and a hint of what it may be: the kernel's
