@@ -276,9 +276,10 @@ def test_worker_that_dies_is_a_pause_and_a_text_that_kills_it_is_refused(daemon:
     )
     assert (status, answer["error"]["code"]) == (422, "poison_request")
     post(daemon, "/v1/embeddings", model="fragile", input="after the crashes")
+    before = daemon.runtime("fragile")["restarts"]
     os.kill(daemon.worker_pid("fragile"), signal.SIGKILL)
     assert post(daemon, "/v1/rerank", model="fragile", query="word", documents=["word"])["data"][0]["score"] > 0.5
-    eventually_sync(lambda: daemon.runtime("fragile")["restarts"] == 3, 30, "the crash is noticed")
+    eventually_sync(lambda: daemon.runtime("fragile")["restarts"] == before + 1, 30, "the crash is noticed")
 
 
 def test_worker_that_sends_nonsense_is_replaced(daemon: Daemon) -> None:

@@ -33,7 +33,9 @@ CASES: list[tuple[str, list[tuple[list[int], Crash]], list[int], list[int]]] = [
     ("getting on in between clears", [([1], KILLED), ([1], got_on(1)), ([1], KILLED)], [], []),
     ("but not of a fault", [([1], FAULT), ([1], got_on(1)), ([1], FAULT)], [1], []),
     ("a fault and a kill", [([1], FAULT), ([1], KILLED)], [1], []),
-    ("ended by somebody, however often", [([1], OUTSIDE)] * 9, [], []),
+    ("ended by somebody, however often, while it gets on", [([1], Crash("outside", frozenset({1})))] * 9, [], []),
+    ("ended by somebody three times before it brought anything", [([1], OUTSIDE)] * 3, [], []),
+    ("four times in a row: perhaps by what it does", [([1], OUTSIDE)] * 4, [1], []),
     ("which clears nobody", [([1], FAULT), ([1], OUTSIDE), ([1], FAULT)], [1], []),
     ("nobody inside", [([], FAULT)] * 5, [], []),
 ]

@@ -1,10 +1,10 @@
 """Which request ends the workers that it runs in. Pure.
 
-A worker's crash counts against the requests inside it. The second count of a request that was alone makes it poison:
-it is refused, and its like for a while. Where several were inside at a second count, each of them is a suspect and runs
-alone until it crashes alone, ends, or has brought so much that it is cleared; the next one then runs beside it. Where
-that crashes, the one that is not cleared is the first to run all alone. So the crashes that a poison request can cause
-are bounded, by four.
+A worker's crash counts against the requests inside it. The second that counts in full makes a request that was alone
+poison: it is refused, and its like for a while. Where several were inside at a second one, each of them is a suspect
+and runs alone until it crashes alone, ends, or has brought so much that it is cleared; the next one then runs beside
+it. Where that crashes, the one that is not cleared is the first to run all alone. So the faults that a poison request
+can cause are bounded, by four.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import msgspec
 
 CrashKind = Literal["fault", "killed", "outside"]
 """`fault`: the process itself failed (a fault signal, an exit, a hang, a broken protocol). `killed`: for want of
-memory, or perhaps for that. `outside`: by somebody else, which says nothing of the requests inside."""
+memory, or perhaps for that. `outside`: by somebody else, it seems, which says little of the requests inside."""
 
-_COUNTS_MAX = 2
-"""Workers that may end with a request inside."""
+_POINTS: Mapping[CrashKind, int] = {"fault": 2, "killed": 2, "outside": 1}
+_POINTS_MAX = 4
+"""Two workers that failed end a request, and four in a row that were ended before it brought anything."""
 _STRICTER = 4
 """Who is suspected again has to bring so many times more before it is cleared again."""
 
@@ -46,7 +47,7 @@ class PoisonRule:
         """How often."""
 
     def count(self, request_id: int) -> int:
-        """Crashes that count against a request."""
+        """What counts against a request, in points."""
         return self._faults.get(request_id, 0) + self._kills.get(request_id, 0)
 
     @property
@@ -57,7 +58,7 @@ class PoisonRule:
     def crashed(self, inside: Collection[int], crash: Crash) -> frozenset[int]:
         """A worker has ended with these requests inside. Gives those that are poison."""
         counted = [request_id for request_id in inside if self._count(request_id, crash)]
-        second = frozenset(one for one in counted if self.count(one) >= _COUNTS_MAX)
+        second = frozenset(one for one in counted if self.count(one) >= _POINTS_MAX)
         if second and len(inside) == 1:
             self.forget(*second)
             return second
@@ -98,15 +99,16 @@ class PoisonRule:
 
     def _count(self, request_id: int, crash: Crash) -> bool:
         """Count a crash against a request that was inside. False where it is not counted."""
+        points = _POINTS[crash.kind]
         if crash.kind == "fault":
-            self._faults[request_id] = self._faults.get(request_id, 0) + 1
+            self._faults[request_id] = self._faults.get(request_id, 0) + points
         elif request_id in crash.progressed:
             self._kills.pop(request_id, None)
             return False
-        elif crash.kind == "outside":
-            return False
         else:
-            self._kills[request_id] = self._kills.get(request_id, 0) + 1
+            self._kills[request_id] = self._kills.get(request_id, 0) + points
+            # One that somebody ends proves nothing, also not of a suspect.
+            return crash.kind == "killed" or self._kills[request_id] >= _POINTS_MAX
         return True
 
 
