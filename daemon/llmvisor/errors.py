@@ -158,6 +158,7 @@ class PoisonRequest(RequestError):
     """Two workers ended with this request in them; it is not tried again for a while."""
 
     status = 422
+    type = "model_error"
     code = "poison_request"
 
 
