@@ -35,7 +35,7 @@ class KeyFile:
         try:
             with self.path.open("rb") as file:
                 data = file.read(limits.keys_file_bytes_max + 1)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return KeyList()
         except OSError as error:
             raise StoreUnavailable(f"the API keys in {self.path} cannot be read: {error.strerror or error}") from error
