@@ -65,7 +65,7 @@ def test_idle_model_makes_room(daemon: Daemon) -> None:
         served(daemon, name)
         assert daemon.runtime(name)["state"] in {"loaded", "busy"}
         assert daemon.runtime(other)["state"] == "not_loaded"
-    assert log_count(daemon, "evicted, to make room") == 2
+    eventually_sync(lambda: log_count(daemon, "evicted, to make room") == 2, 5, "the log says so")
 
 
 def test_busy_model_finishes_what_runs_before_it_makes_room() -> None:
@@ -149,8 +149,8 @@ def test_loads_of_one_model_are_one_load_and_share_one_eviction(daemon: Daemon) 
     served(daemon, "a")
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(served, [daemon] * 8, ["b"] * 8))
-    assert log_count(daemon, "evicted, to make room") == 1
-    assert log_count(daemon, "worker started") == 2
+    eventually_sync(lambda: log_count(daemon, "evicted, to make room") == 1, 5, "the log says so")
+    eventually_sync(lambda: log_count(daemon, "worker started") == 2, 5, "the log says so")
 
 
 def test_client_that_leaves_while_its_model_waits_for_memory_evicts_nobody() -> None:
@@ -194,7 +194,7 @@ def test_preloaded_models_that_do_not_fit_together_do_not_push_each_other_out() 
         assert log_count(daemon, "to make room") == 0
         assert "it needs about 60 MiB" in daemon.request("GET", "/health")[1]["reasons"][0]
         served(daemon, left)
-        assert log_count(daemon, "evicted, to make room") == 1
+        eventually_sync(lambda: log_count(daemon, "evicted, to make room") == 1, 5, "the log says so")
 
 
 def test_daemon_ends_while_a_load_waits_for_memory() -> None:
