@@ -221,8 +221,9 @@ class Work:
 
     async def _delete(self, job: Job, handle: Handle) -> None:
         params = job.params
-        if job.attempts > 1 and self._library.installed(params.model) is None:
-            handle.update(result="it was gone already")  # before the restart
+        if self._library.installed(params.model) is None:
+            # It was there when the job came: the daemon was killed before that was written down.
+            handle.update(result="it was gone already")
             return
         handle.update(stage=DELETING)
         freed = await finished(self._library.delete(params.model, force=params.force))
