@@ -123,7 +123,7 @@ class Listeners:
             self.port_file = port_file
 
     async def pause(self) -> None:
-        """Accept nobody for now: who connects waits until `accept`."""
+        """Accept nobody: who connects waits until `accept`."""
         for listener in self.all:
             await listener.pause()
 

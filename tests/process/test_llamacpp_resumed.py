@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from tests.support.llama_driver import LlamaDriver, assert_same_up_to_noise, llama_driver
 from tests.support.models import starter_model_path
-from tests.support.resuming import Got, call_ids, got, sent_of
+from tests.support.resuming import assert_same, call_ids, got, sent_of
 from tests.support.tiny_gguf import BOS, EOS, VOCABULARY, byte_tokens, write_tiny_gguf
 
 from llmvisor_runtimes.backend import RequestError
@@ -93,15 +93,6 @@ def run(driver: LlamaDriver, wanted: dict[str, Any], resumed: list[Resumed] | No
     return driver.deltas[id], driver.done[id].completion_tokens
 
 
-def assert_same(first: Got, second: Got) -> None:
-    """The same, log-probabilities within noise."""
-    close = zip(first.logprobs, second.logprobs, strict=True)
-    assert all(abs((a.logprob or 0) - (b.logprob or 0)) < NOISE for a, b in close)
-    for each in (first, second):
-        each.logprobs = []
-    assert first == second
-
-
 @pytest.mark.parametrize("name", REQUESTS)
 def test_text_goes_on_after_every_cut(tiny: Path, name: str) -> None:
     """In a fresh worker, after nearly each delta: text, tokens, calls, scores, ends and usage are those of one run."""
@@ -116,7 +107,7 @@ def test_text_goes_on_after_every_cut(tiny: Path, name: str) -> None:
             rest, counted = run(driver, wanted, sent_of(before, choices))
         assert counted == tokens
         for index in range(choices):
-            assert_same(got(before + rest, index), got(whole, index))
+            assert_same(got(before + rest, index), got(whole, index), NOISE)
 
 
 def test_worker_after_worker_goes_on(tiny: Path) -> None:
@@ -133,7 +124,7 @@ def test_worker_after_worker_goes_on(tiny: Path) -> None:
     with llama_driver(tiny) as driver:
         rest, counted = run(driver, wanted, sent_of(deltas))
     assert counted == tokens
-    assert_same(got(deltas + rest), got(whole))
+    assert_same(got(deltas + rest), got(whole), NOISE)
 
 
 def test_echo_cut_between_two_frames_goes_on_there(tiny: Path) -> None:
@@ -144,7 +135,7 @@ def test_echo_cut_between_two_frames_goes_on_there(tiny: Path) -> None:
         cut = Delta(1, 0, "", whole[0].tokens[:5], None, whole[0].logprobs[:5])
         rest, counted = run(driver, wanted, sent_of([cut]))
     assert counted == tokens
-    assert_same(got([cut, *rest]), got(whole))
+    assert_same(got([cut, *rest]), got(whole), NOISE)
 
 
 def test_calls_keep_the_ids_that_have_been_sent(tiny: Path) -> None:
@@ -190,7 +181,7 @@ def test_sequence_sent_back_while_it_catches_up_catches_up_again(tiny: Path) -> 
         driver.run(lambda: (choice.unrepeated or 0) > len(PROMPT))
         driver.send_back(choice)
         driver.run()
-    assert_same(got(whole[:90] + driver.deltas[id]), got(whole))
+    assert_same(got(whole[:90] + driver.deltas[id]), got(whole), NOISE)
 
 
 def test_guesses_go_on_too(tiny: Path) -> None:
@@ -201,7 +192,7 @@ def test_guesses_go_on_too(tiny: Path) -> None:
     with llama_driver(tiny) as driver:
         rest, counted = run(driver, wanted, sent_of(whole[:17]))
     assert counted == tokens
-    assert_same(got(whole[:17] + rest), got(whole))
+    assert_same(got(whole[:17] + rest), got(whole), NOISE)
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,14 @@ import msgspec
 import pytest
 from tests.support.mlx_driver import GREEDY, MlxDriver, mlx_driver
 from tests.support.mlx_models import tiny_folder
-from tests.support.resuming import Got, call_ids, got, sent_of
+from tests.support.resuming import assert_same, call_ids, got, sent_of
 
 from llmvisor_runtimes.backend import RequestError
 from llmvisor_runtimes.protocol import ChatMessage, ChatPrompt, Delta, Grammar, Resumed, Sampling, Tool
 
-PROMPT = "Once upon a time there was a model that"
 NOISE = 5e-3
+
+PROMPT = "Once upon a time there was a model that"
 WARM = Sampling(temperature=1.0, seed=7, top_k=0, top_p=1.0)
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -63,15 +64,6 @@ def run(
     return driver.deltas[id], driver.done[id].completion_tokens
 
 
-def assert_same(first: Got, second: Got) -> None:
-    """The same, log-probabilities within noise."""
-    close = zip(first.logprobs, second.logprobs, strict=True)
-    assert all(abs((a.logprob or 0) - (b.logprob or 0)) < NOISE for a, b in close)
-    for each in (first, second):
-        each.logprobs = []
-    assert first == second
-
-
 def assert_goes_on(driver: MlxDriver, wanted: dict[str, Any], cuts: int = 100) -> None:
     """After at most so many different cuts."""
     choices = wanted.get("n", 1)
@@ -82,7 +74,7 @@ def assert_goes_on(driver: MlxDriver, wanted: dict[str, Any], cuts: int = 100) -
         assert counted == tokens
         assert not {*call_ids(before)} & {*call_ids(rest)}
         for index in range(choices):
-            assert_same(got(before + rest, index), got(whole, index))
+            assert_same(got(before + rest, index), got(whole, index), NOISE)
 
 
 @pytest.mark.parametrize("name", REQUESTS)

@@ -154,11 +154,13 @@ def test_status_is_one_line_and_sent_once(manager: NotifySocket) -> None:
 @pytest.mark.parametrize("address", ["", "relative", "/nowhere/at/all", "vsock:2:1", "@" + "x" * 200])
 def test_manager_that_cannot_be_reached_stops_nothing(address: str) -> None:
     """Wrong, of another kind or gone: the daemon serves all the same."""
-    notifier = Notifier({"NOTIFY_SOCKET": address})
-    notifier.ready()
-    notifier.status("well")
-    notifier.alive()
-    notifier.stopping(seconds=1)
+    with no_leaks():
+        notifier = Notifier({"NOTIFY_SOCKET": address})
+        notifier.ready()
+        notifier.status("well")
+        notifier.alive()
+        notifier.stopping(seconds=1)
+        del notifier
 
 
 def test_manager_that_reads_nothing_does_not_hold_up_the_daemon(tmp_path: Path) -> None:

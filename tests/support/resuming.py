@@ -55,3 +55,12 @@ def sent_of(deltas: Sequence[Delta], choices: int = 1) -> list[Resumed]:
 def call_ids(deltas: Sequence[Delta]) -> list[str]:
     """The ids of the tool calls that have begun, in order."""
     return [call.id for delta in deltas for call in delta.tool_calls if call.id is not None]
+
+
+def assert_same(first: Got, second: Got, noise: float) -> None:
+    """The same, log-probabilities within float noise: they are computed in other batches."""
+    close = zip(first.logprobs, second.logprobs, strict=True)
+    assert all(abs((a.logprob or 0) - (b.logprob or 0)) < noise for a, b in close)
+    for each in (first, second):
+        each.logprobs = []
+    assert first == second

@@ -122,7 +122,6 @@ def adopt_worker(
         unread=given.unread,
         unsent=given.unsent,
     )
-    last_lines = given.last_lines
     return Worker(
         spec,
         spawned,
@@ -131,7 +130,7 @@ def adopt_worker(
         on_exit=on_exit,
         journal=journal,
         clock=clock,
-        last_lines=last_lines,
+        last_lines=given.last_lines,
     )
 
 
