@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import faulthandler
-import importlib.metadata
+import importlib
 import os
 import resource
 import signal
 import sys
 import tempfile
+from collections.abc import Callable
 from typing import NoReturn
 
 from llmvisor_runtimes import limits, parent_death
@@ -18,6 +19,15 @@ from llmvisor_runtimes.backend import ENTRY_POINT_GROUP, Backend
 from llmvisor_runtimes.confinement import Wanted, confine
 from llmvisor_runtimes.host import EXIT_CRASHED, Host
 from llmvisor_runtimes.pipes import Pipes
+
+OWN_BACKENDS = {
+    "flag": "llmvisor_runtimes.flag:FlagBackend",
+    "llamacpp": "llmvisor_runtimes.llamacpp:LlamaCppBackend",
+    "mlx": "llmvisor_runtimes.mlx:MlxBackend",
+    "mock": "llmvisor_runtimes.mock:MockBackend",
+}
+"""What this package registers: a look through all that is installed would take a worker longer than its other imports.
+A test holds the table to the registered ones."""
 
 EXIT_PERMANENT = os.EX_CONFIG
 """Starting this worker again with the same command is of no use."""
@@ -126,16 +136,26 @@ def _send_output_to_log() -> None:
 
 def _find_backend(name: str) -> Backend | None:
     """The backend that is registered under this name, or None with the reason in the log."""
-    entry_points = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
-    if name not in entry_points.names:
-        _log(f"no backend is named {name!r}; there are: {', '.join(sorted(entry_points.names)) or 'none'}")
+    place = OWN_BACKENDS.get(name) or _registered(name)
+    if place is None:
         return None
+    module, _, attribute = place.partition(":")
     try:
-        backend: Backend = entry_points[name].load()()
+        make: Callable[[], Backend] = getattr(importlib.import_module(module), attribute)
     except ImportError as error:
         _log(f"the backend {name!r} cannot be imported: {error}")
         return None
-    return backend
+    return make()
+
+
+def _registered(name: str) -> str | None:
+    """Where another package's backend stands, as `module:attribute`."""
+    from importlib.metadata import entry_points  # noqa: PLC0415 - for other packages' backends alone
+
+    registered = {entry.name: entry.value for entry in entry_points(group=ENTRY_POINT_GROUP)}
+    if name not in registered:
+        _log(f"no backend is named {name!r}; there are: {', '.join(sorted(registered)) or 'none'}")
+    return registered.get(name)
 
 
 def _log(line: str) -> None:

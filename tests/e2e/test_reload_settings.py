@@ -146,6 +146,7 @@ def test_mode_of_the_control_socket_changes_in_place(daemon: Daemon) -> None:
 def test_log_moves_and_changes_its_level_and_form(daemon: Daemon) -> None:
     """Lines go to the new file from then on, of the new level and form, and no more to the old one."""
     moved = daemon.folder / "logs" / "new.log"
+    eventually(daemon.log_file.exists, "what was logged at the start is written")
     reload(
         daemon, logging={"main": {"file": str(moved), "file_level": "info", "console_level": "error", "format": "json"}}
     )

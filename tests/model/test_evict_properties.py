@@ -68,6 +68,9 @@ def test_every_decision_keeps_the_rules(found: list[Resident], wanted: list[Load
     left = [each for each in wanted if each.key not in answered]
     assert len(answered) == len(decision.admit) + len(decision.refuse)
     assert all(each.deadline > NOW for each in left)
+    leaving = sum(each.held_bytes for each in there if each.phase == "leaving" or each.key in decision.evict)
+    assert set(decision.coming) <= {each.key for each in left}
+    assert sum(needed[key] for key in [*decision.admit, *decision.coming]) <= room.free_bytes + leaving
     assert not left or (decision.wake_at is not None and decision.wake_at > NOW)
     if not any(each.asked_for for each in left):
         assert not decision.evict

@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable
 
 import pytest
-from tests.support.fake_worker import INFO, FakeClock, FakeWorker, generation
+from tests.support.fake_worker import INFO, FakeClock, FakeWorker, generation, granted
 
 from llmvisor.config.tree import ModelConfig, Restart
 from llmvisor.models.gguf import GgufError
@@ -61,7 +61,7 @@ class SimulatedFleet:
         self.replacing = Replacing(self, lambda _, reason: self.told.append(reason))
         self.setup = RuntimeSetup(
             start_worker=self._start_worker,  # pyright: ignore[reportArgumentType]
-            admit=lambda _: _nothing(),
+            admit=lambda _: _granted(),
             file_signature=lambda _: 1,
             publish=lambda _: None,
             clock=self.clock,
@@ -150,8 +150,8 @@ class SimulatedFleet:
         self.replacing.change(NAME, config(self.chance.choice(choices), self.chance.randrange(1, 4)))
 
 
-async def _nothing() -> None:
-    pass
+async def _granted() -> asyncio.Future[None]:
+    return granted()
 
 
 async def answer(stream: GenerationStream) -> str:

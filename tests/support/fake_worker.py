@@ -107,11 +107,13 @@ class FakeWorld:
         self.published: list[RuntimeStatus] = []
         self.signature: object = 1
         self.admit: Callable[[str], Awaitable[None]] = self._admit
+        self.memory: asyncio.Future[None] | None = None
+        """That a load waits for once it is admitted; None = there is enough."""
         self.before_start: Callable[[], Awaitable[None]] | None = None
         config = ModelConfig(backend="mock", **settings)  # pyright: ignore[reportArgumentType]
         setup = RuntimeSetup(
             start_worker=self._start_worker,  # pyright: ignore[reportArgumentType]
-            admit=lambda name: self.admit(name),  # noqa: PLW0108 - tests put another one there later
+            admit=self._memory,
             file_signature=lambda _: self.signature,
             publish=self.published.append,
             clock=self.clock,
@@ -149,6 +151,10 @@ class FakeWorld:
     async def _admit(self, name: str) -> None:
         pass
 
+    async def _memory(self, name: str) -> asyncio.Future[None]:
+        await self.admit(name)
+        return self.memory or granted()
+
     async def _start_worker(
         self,
         spec: WorkerSpec,
@@ -162,6 +168,13 @@ class FakeWorld:
         worker = FakeWorker(on_report, on_exit)
         self.workers.append(worker)
         return worker
+
+
+def granted() -> asyncio.Future[None]:
+    """Memory that is there."""
+    memory: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    memory.set_result(None)
+    return memory
 
 
 def generation(n: int = 1) -> Generation:

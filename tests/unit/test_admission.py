@@ -70,7 +70,7 @@ class World:
 
     async def load(self, name: str, size: int) -> None:
         self.models[name].state, self.models[name].in_flight = State.LOADING, 1
-        await self.admission.admit(name, size)
+        await (await self.admission.admit(name, size))
 
     def loaded(self, name: str, size: int, *, busy: bool = False) -> Fake:
         """One that has been loaded for long."""
@@ -266,3 +266,19 @@ async def test_pinned_model_is_never_asked() -> None:
     with pytest.raises(InsufficientMemory, match="held by a"):
         await world.load("b", 5)
     assert pinned.calls == []
+
+
+async def test_load_is_told_that_its_memory_is_on_its_way_and_may_give_it_up() -> None:
+    """A worker can be started meanwhile. Who gives up makes room in the queue, and gets nothing."""
+    world = World()
+    world.loaded("a", 10)
+    world.models["b"].state, world.models["b"].in_flight = State.LOADING, 1
+    memory = await asyncio.wait_for(world.admission.admit("b", 5), 5)
+    assert world.models["a"].calls == ["unload"]
+    assert not memory.done()
+    memory.cancel()
+    await settle()
+    assert world.admission.waiting == []
+    world.gone("a")
+    await settle()
+    assert world.budget.holders() == []

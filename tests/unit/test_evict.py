@@ -118,6 +118,17 @@ def test_draining_model_that_nobody_needs_may_stay() -> None:
     assert decided([load("c", 2)], [draining("a", 8)]).stay == ["a"]
 
 
+def test_memory_is_on_its_way_once_those_who_leave_are_enough_and_nobodys_requests_are_waited_for() -> None:
+    """A worker may be started for it then. What drains may take for ever."""
+    assert decided([load("b", 5), load("c", 5)], [idle("a", 10)]).coming == ["b", "c"]
+    assert decided([load("b", 5), load("c", 6)], [leaving("a", 10)]).coming == ["b"]
+    assert decided([load("b", 5)], [Resident("a", 10, "draining")]).coming == []
+    waited = load("b", 5, since=NOW - RESIDENCY)
+    decision = decided([waited], [busy("a", 10)])
+    assert (decision.yield_, decision.coming) == (["a"], [])
+    assert decided([load("b", 5)], [idle("a", 5)]).coming == [], "it is there already"
+
+
 def test_two_loads_share_one_eviction() -> None:
     """What comes back from one model is enough for both, so no second one goes."""
     decision = decided([load("b", 3), load("c", 4)], [idle("a", 9), idle("x", 9, rate=0.2)], limit=18)

@@ -88,6 +88,18 @@ def test_worker_that_takes_more_than_was_expected_holds_that() -> None:
     assert (one.held_bytes("a"), one.excess_bytes("a"), one.free_bytes()) == (4, -2, 6)
 
 
+def test_process_that_waits_for_its_memory_is_a_part_of_what_it_needs() -> None:
+    """It is started while others leave: what it takes by then is free for nobody but its own model."""
+    free = 10
+    budget = MemoryBudget(10, available=lambda: free)
+    budget.told("a", 3)
+    free = 7
+    assert budget.free_bytes() == 7
+    assert budget.free_bytes(without=["a"]) == 10
+    budget.reserve("a", 10)
+    assert (budget.held_bytes("a"), budget.free_bytes()) == (10, 0)
+
+
 def test_two_workers_can_take_each_others_keys() -> None:
     """As when a replacement takes the name."""
     one = budget(limit=10)

@@ -66,6 +66,7 @@ class Actor:
             setup,
             key=lambda: self.key,
             on_start=self._on_start,
+            on_admitted=self._set_alarm,
             on_report=self._on_report,
             on_denied=self._on_denied,
             on_gone=self._on_gone,
@@ -285,7 +286,6 @@ class Actor:
 
     def _on_start(self, pid: int) -> None:
         self._facts.pid = pid
-        self._set_alarm()
 
     def _on_denied(self, reason: str) -> None:
         self._falls_back(reason)

@@ -82,6 +82,8 @@ class _Waiting:
 
     def __init__(self, load: Load) -> None:
         self.load = load
+        self.comes = asyncio.Event()
+        """Its memory is there or on its way, or it gets none."""
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
@@ -121,25 +123,31 @@ class Admission:
         """Who waits for memory, in order."""
         return [waiting.load.key for waiting in self._waiting]
 
-    async def admit(self, key: str, needed_bytes: int | None, least_bytes: int | None = None) -> None:
-        """Wait until this memory is set aside for a model that loads; None needs none that anybody knows of.
+    async def admit(self, key: str, needed_bytes: int | None, least_bytes: int | None = None) -> asyncio.Future[None]:
+        """Wait until this memory is on its way to a model that loads; None needs none that anybody knows of.
         `least_bytes` of it do where there is no more.
 
-        Returns without it once its runtime has been told to stop. Raises `InsufficientMemory`.
+        What it gives is done once the memory is set aside, or fails with `InsufficientMemory`; who cancels it waits no
+        more. Both end without memory once the runtime has been told to stop. Raises `InsufficientMemory`.
         """
         if needed_bytes is None:
-            return
+            return _at_once()
         now = self._clock.monotonic()
         deadline, machine_deadline = now + self._settings().wait_timeout, now + limits.machine_memory_wait_seconds
         waiting = _Waiting(Load(key, needed_bytes, now, deadline, machine_deadline, least_bytes))
+        waiting.done.add_done_callback(lambda _: self._forget(waiting))
         self._waiting.append(waiting)
         try:
             self._look()
             if not waiting.done.done() and (occupant := self._occupants().get(key)) is not None:
                 occupant.waits_for_memory()
-            await waiting.done
-        finally:
-            self._forget(waiting)
+            await waiting.comes.wait()
+        except BaseException:
+            waiting.done.cancel()
+            raise
+        if waiting.done.done():
+            waiting.done.result()
+        return waiting.done
 
     def exchange(self, mine: str, other: str) -> None:
         """Two runtimes have changed their keys."""
@@ -169,10 +177,13 @@ class Admission:
                 self._drop_unwanted(waiting, occupant)
         self._measure()
         now = self._clock.monotonic()
+        # Who waits may have a process already, which is a part of what it needs.
+        keys = self.waiting
+        free_bytes = self._budget.free_bytes(without=keys)
         decision = decide(
             [waiting.load for waiting in self._waiting],
-            self.residents(now),
-            Room(self._budget.free_bytes(), self._budget.limit_bytes, self._budget.attainable_bytes()),
+            [resident for resident in self.residents(now) if resident.key not in keys],
+            Room(free_bytes, self._budget.limit_bytes, self._budget.attainable_bytes()),
             now=now,
             min_residency_seconds=self._settings().min_residency,
         )
@@ -181,7 +192,8 @@ class Admission:
     def _carry_out(self, decision: Decision, occupants: Mapping[str, Occupant], now: float) -> None:
         by_key = {waiting.load.key: waiting for waiting in self._waiting}
         for key in decision.admit:
-            self._budget.reserve(key, min(by_key[key].load.needed_bytes, self._budget.free_bytes()))
+            free_bytes = self._budget.free_bytes(without=self.waiting)
+            self._budget.reserve(key, min(by_key[key].load.needed_bytes, free_bytes))
             self._admitted_at[key] = now
             self._end(by_key[key], now)
         for refusal in decision.refuse:
@@ -194,6 +206,9 @@ class Admission:
             self._forget(waiting)
             if not waiting.done.done():
                 waiting.done.set_exception(error)
+            waiting.comes.set()
+        for key in decision.coming:
+            by_key[key].comes.set()
         wanted_by = ", ".join(self.waiting)
         for key in decision.evict:
             size = size_text(self._budget.held_bytes(key))
@@ -225,6 +240,7 @@ class Admission:
         self._forget(waiting)
         if not waiting.done.done():
             waiting.done.set_result(None)
+        waiting.comes.set()
         waited = now - waiting.load.since
         if waited > 0:
             _log.debug("waited for memory", model=waiting.load.key, seconds=round(waited, 2))
@@ -258,6 +274,12 @@ class Admission:
             uses_per_second=self._arrivals.per_second(key, now),
             used_at=occupant.active_at,
         )
+
+
+def _at_once() -> asyncio.Future[None]:
+    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    done.set_result(None)
+    return done
 
 
 def _as_wanted(load: Load, occupant: Occupant) -> Load:

@@ -85,6 +85,8 @@ class Decision(msgspec.Struct):
     """What to do now."""
 
     admit: list[str] = []
+    coming: list[str] = []
+    """Loads whose memory comes as soon as those that leave have gone, whatever runs elsewhere."""
     evict: list[str] = []
     """Idle ones that unload."""
     yield_: list[str] = []
@@ -120,6 +122,8 @@ class _Look:
         self._min_residency = min_residency_seconds
         self._free = room.free_bytes
         self._coming = sum(each.held_bytes for each in residents if each.phase == "leaving")
+        self._leaving = self._coming
+        """Of that, what waits for nobody's requests."""
         self._claimed = 0
         """What loads that wait already will take of that."""
         pinned_bytes = sum(each.held_bytes for each in residents if each.pinned)
@@ -171,7 +175,13 @@ class _Look:
         for victim in victims or []:
             self._stay.remove(victim)
             self._coming += victim.held_bytes
-            (self.decision.evict if victim.phase == "idle" else self.decision.yield_).append(victim.key)
+            if victim.phase == "idle":
+                self._leaving += victim.held_bytes
+                self.decision.evict.append(victim.key)
+            else:
+                self.decision.yield_.append(victim.key)
+        if self._claimed <= self._free + self._leaving:
+            self.decision.coming.append(load.key)
 
     def _count_on_draining(self, short_bytes: int) -> int:
         """Wait for what those give back that drain; gives what is still short."""

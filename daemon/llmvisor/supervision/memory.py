@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import msgspec
 
@@ -37,12 +37,14 @@ class MemoryBudget:
         self._available = available
         self._held: dict[str, _Held] = {}
 
-    def free_bytes(self, *, without: str | None = None) -> int:
-        """What one more model can have: of the limit, and of what is free on the machine once those that are loaded
-        have all that was set aside for them, and keep what is mapped of their files. May be below 0."""
-        held = [each for key, each in self._held.items() if key != without]
+    def free_bytes(self, *, without: Collection[str] = ()) -> int:
+        """What models can have that have no memory yet, nor what those `without` hold: of the limit, and of what is
+        free on the machine once the others have all that was set aside for them, and keep what is mapped of their
+        files. May be below 0."""
+        held = [each for key, each in self._held.items() if key not in without]
         to_come = sum(each.bytes - each.own_bytes for each in held)
-        return min(self.limit_bytes - sum(each.bytes for each in held), self._available() - to_come)
+        back = sum(each.own_bytes for key, each in self._held.items() if key in without)
+        return min(self.limit_bytes - sum(each.bytes for each in held), self._available() + back - to_come)
 
     def attainable_bytes(self) -> int:
         """What there would be without any model."""
@@ -50,14 +52,14 @@ class MemoryBudget:
 
     def fits(self, key: str, needed_bytes: int) -> bool:
         """Whether `reserve` would take it now, nobody evicted."""
-        return needed_bytes <= self.free_bytes(without=key)
+        return needed_bytes <= self.free_bytes(without={key})
 
     def reserve(self, key: str, needed_bytes: int) -> None:
         """Set memory aside for a model until `release`. Raises `InsufficientMemory`."""
-        self._held.pop(key, None)
-        if not self.fits(key, needed_bytes):
+        fits, before = self.fits(key, needed_bytes), self._held.pop(key, None) or _Held(0)
+        if not fits:
             raise self.refusal(needed_bytes)
-        self._held[key] = _Held(needed_bytes)
+        self._held[key] = msgspec.structs.replace(before, reserved_bytes=needed_bytes)
 
     def restore(self, key: str, reserved_bytes: int) -> None:
         """A worker that is there already has this set aside for it."""

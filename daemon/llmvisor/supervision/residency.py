@@ -72,12 +72,13 @@ class Residency:
         self.budget.limit_bytes = self._settings().limit_bytes(self._machine.total())
         self.admission.changed()
 
-    async def admit(self, key: str) -> None:
-        """Wait until a model may load. Raises `GgufError` for a file that it cannot be, and `InsufficientMemory`."""
+    async def admit(self, key: str) -> asyncio.Future[None]:
+        """Wait until a model's memory is on its way, as `Admission.admit` does. Raises `GgufError` for a file that it
+        cannot be, and `InsufficientMemory`."""
         # What it had before is gone, although nobody has seen the runtime without a worker.
         self.budget.release(key)
         await self._catalogue.inspect(key)
-        await self.admission.admit(key, self.estimates.predicted_bytes(key), self.estimates.least_bytes(key))
+        return await self.admission.admit(key, self.estimates.predicted_bytes(key), self.estimates.least_bytes(key))
 
     def fits(self, key: str) -> bool:
         """Whether there is memory for it beside all the others."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
@@ -60,8 +61,9 @@ def _adopt_nobody(given: WorkerHandover, spec: WorkerSpec, **callbacks: object) 
 
 class RuntimeSetup(msgspec.Struct):
     start_worker: StartsWorkers
-    admit: Callable[[str], Awaitable[None]]
-    """Whether the model's file is sound and fits. Raises `ModelLoadFailed` or `InsufficientMemory`."""
+    admit: Callable[[str], Awaitable[asyncio.Future[None]]]
+    """Wait until memory for a model whose file is sound is on its way: see `Admission.admit`. Raises
+    `ModelLoadFailed` or `InsufficientMemory`, and so does what it gives."""
     file_signature: Callable[[ModelConfig], object]
     """Changes when the model's file does."""
     publish: Callable[[RuntimeStatus], None]

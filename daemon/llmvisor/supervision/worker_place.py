@@ -20,7 +20,7 @@ from llmvisor.supervision.setup import RuntimeSetup
 from llmvisor.supervision.spawn import WorkerSpec
 from llmvisor.supervision.watch import ProgressWatch
 from llmvisor.supervision.worker import Worker
-from llmvisor_runtimes.protocol import Command, Report
+from llmvisor_runtimes.protocol import Command, Hello, Report
 
 _FAULT_SIGNALS = frozenset(
     {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGSYS, signal.SIGTRAP}
@@ -28,9 +28,12 @@ _FAULT_SIGNALS = frozenset(
 
 
 class WorkerPlace:
-    """Holds one worker at most. The callbacks run on the loop: `on_start` once it runs, `on_report` for what it says,
-    `on_denied` where there is no room for it, `on_gone` once it has ended or could not be started (then without a
-    `WorkerExit`)."""
+    """Holds one worker at most. The callbacks run on the loop: `on_start` once it runs, `on_admitted` once it may load
+    as well, `on_report` for what it says from then on, `on_denied` where there is no room for it, `on_gone` once it has
+    ended or could not be started (then without a `WorkerExit`).
+
+    A worker starts while others still leave to make room for it: it is asked to load once they have gone.
+    """
 
     def __init__(
         self,
@@ -39,6 +42,7 @@ class WorkerPlace:
         *,
         key: Callable[[], str],
         on_start: Callable[[int], None],
+        on_admitted: Callable[[], None],
         on_report: Callable[[Report], None],
         on_denied: Callable[[str], None],
         on_gone: Callable[[str, bool, WorkerExit | None], None],
@@ -49,12 +53,17 @@ class WorkerPlace:
         self._setup = setup
         self._log = get_logger(__name__, model=name)
         self._on_start = on_start
+        self._on_admitted = on_admitted
         self._on_report = on_report
         self._on_denied = on_denied
         self._on_gone = on_gone
         self._worker: Worker | None = None
         self._watch: ProgressWatch | None = None
         self._stop_asked: StopWorker | None = None
+        self._admitted = False
+        self._hello: Hello | None = None
+        """Said before its memory was there."""
+        self._denied: str | None = None
         self._start_task: asyncio.Task[None] | None = None
 
     @property
@@ -66,7 +75,8 @@ class WorkerPlace:
 
     def start(self, config: ModelConfig, state_folder: str) -> None:
         """Start a worker, once there is room for it."""
-        self._stop_asked = None
+        self._stop_asked = self._denied = self._hello = None
+        self._admitted = False
         # In a context of its own: the worker outlives the request that starts it, and logs under its own name.
         self._start_task = asyncio.get_running_loop().create_task(
             self._start(config, state_folder), name=f"start {self._name}", context=contextvars.Context()
@@ -88,6 +98,7 @@ class WorkerPlace:
         """Go on with the worker of an earlier run. Raises OSError."""
         backend = config.backend or ""
         spec = WorkerSpec(model=self._name, backend=backend, python=self._setup.python(backend), env=config.env)
+        self._admitted = True
         self._worker = self._setup.adopt_worker(
             given, spec, on_report=self._reported, on_line=self._on_line, on_exit=self._exited
         )
@@ -97,25 +108,15 @@ class WorkerPlace:
         self._log.info("worker kept over the upgrade", pid=self._worker.pid, backend=backend)
 
     async def _start(self, config: ModelConfig, state_folder: str) -> None:
+        memory: asyncio.Future[None] | None = None
         try:
-            await self._setup.admit(self._key())
+            memory = await self._setup.admit(self._key())
             if self._stop_asked is not None:
                 self._gone(self._stop_asked.reason)
                 return
-            backend = config.backend or ""
-            self._watch = ProgressWatch(stall_seconds=config.stall_timeout, now=self._now())
-            self.recorder = FlightRecorder(self._now(), backend)
-            confined = confinement(config, state_folder, otherwise=self._setup.sandbox)
-            python = self._setup.python(backend)
-            spec = WorkerSpec(model=self._name, backend=backend, python=python, env=config.env, confinement=confined)
-            self._worker = await self._setup.start_worker(
-                spec, on_report=self._reported, on_line=self._on_line, on_exit=self._exited
-            )
-            self.recorder.pid = self._worker.pid
-            self._log.info("worker started", pid=self._worker.pid, backend=backend)
-            if self._stop_asked is not None:
-                self._worker.stop(self._stop_asked.rung, self._stop_asked.reason)
-            self._on_start(self._worker.pid)
+            worker = await self._start_process(config, state_folder)
+            await self._wait_for(memory, worker)
+            self._admit(config)
         except InsufficientMemory as error:
             self._on_denied(str(error))
         except ModelLoadFailed as error:
@@ -123,10 +124,51 @@ class WorkerPlace:
         except Exception as error:  # noqa: BLE001 - no threads or descriptors left, or a bug: nobody waits for ever
             self._log.error("the worker could not be started", exc_info=error)
             self._gone(f"the worker could not be started: {error!r}")
+        finally:
+            if memory is not None:
+                memory.cancel()
+
+    async def _start_process(self, config: ModelConfig, state_folder: str) -> Worker:
+        backend = config.backend or ""
+        self.recorder = FlightRecorder(self._now(), backend)
+        confined = confinement(config, state_folder, otherwise=self._setup.sandbox)
+        python = self._setup.python(backend)
+        spec = WorkerSpec(model=self._name, backend=backend, python=python, env=config.env, confinement=confined)
+        worker = self._worker = await self._setup.start_worker(
+            spec, on_report=self._reported, on_line=self._on_line, on_exit=self._exited
+        )
+        self.recorder.pid = worker.pid
+        self._log.info("worker started", pid=worker.pid, backend=backend)
+        if self._stop_asked is not None:
+            worker.stop(self._stop_asked.rung, self._stop_asked.reason)
+        self._on_start(worker.pid)
+        return worker
+
+    async def _wait_for(self, memory: asyncio.Future[None], worker: Worker) -> None:
+        try:
+            await memory
+        except InsufficientMemory as error:
+            self._denied = str(error)  # told once it has gone
+            worker.stop("kill", "there is no memory for its model")
+
+    def _admit(self, config: ModelConfig) -> None:
+        """It has its memory, and may load."""
+        if self._denied is not None or self._stop_asked is not None:
+            return
+        self._admitted = True
+        self._watch = ProgressWatch(stall_seconds=config.stall_timeout, now=self._now())
+        self._on_admitted()
+        if self._hello is not None:
+            self._reported(self._hello)
 
     def _exited(self, exit: WorkerExit) -> None:
         self._worker = None
-        self._gone(exit.describe(), permanent=exit.permanent, exit=exit)
+        if self._start_task is not None:
+            self._start_task.cancel()  # it waits for memory no more
+        if self._denied is not None and self._stop_asked is None:
+            self._on_denied(self._denied)
+        else:
+            self._gone(exit.describe(), permanent=exit.permanent, exit=exit)
 
     def _gone(self, reason: str, *, permanent: bool = False, exit: WorkerExit | None = None) -> None:
         self._watch = None
@@ -143,6 +185,9 @@ class WorkerPlace:
     def _reported(self, report: Report) -> None:
         if self._stop_asked is not None and self._stop_asked.rung == "kill":
             return  # it broke the protocol: nothing more of it is believed
+        if not self._admitted:
+            self._hello = report if isinstance(report, Hello) else self._hello
+            return
         now = self._now()
         if self._watch is not None:
             self._watch.observe(report, now)

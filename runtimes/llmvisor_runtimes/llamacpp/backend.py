@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import re
+import threading
 from collections.abc import Sequence
-from importlib import metadata
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 import msgspec
@@ -59,10 +64,11 @@ class LlamaCppBackend:
         """Of a model with an mmproj beside it."""
 
     def version(self) -> str:
-        try:
-            return metadata.version("llama-cpp-python")
-        except metadata.PackageNotFoundError:
-            return "not installed"  # loading says more
+        # Where llama-cpp-python's own build finds it: to ask for its metadata takes 20 ms.
+        spec = find_spec("llama_cpp")
+        text = Path(spec.origin).read_text(encoding="utf-8") if spec and spec.origin else ""
+        found = re.search(r'^__version__ = "(.+)"', text, re.MULTILINE)
+        return found[1] if found else "not installed"  # loading says more
 
     def devices(self) -> list[str]:
         from llmvisor_runtimes.llamacpp.native import llama_cpp  # noqa: PLC0415 - the engine's library
@@ -71,13 +77,20 @@ class LlamaCppBackend:
 
     def load(self, load: Load, progress: LoadProgressCallback) -> ModelInfo:
         # The engine's library is imported here and nowhere before.
+        from llmvisor_runtimes.llamacpp.weights import Weights  # noqa: PLC0415
+
+        # llama.cpp reads the file without Python's lock.
+        beside = threading.Thread(target=_import_the_rest, name="imports")
+        beside.start()
+        try:
+            weights = Weights(load, progress)
+        finally:
+            beside.join()
         from llmvisor_runtimes.llamacpp.engine import Engine  # noqa: PLC0415
         from llmvisor_runtimes.llamacpp.kvcache import KvCache  # noqa: PLC0415
         from llmvisor_runtimes.llamacpp.model import LlamaModel  # noqa: PLC0415
-        from llmvisor_runtimes.llamacpp.weights import Weights  # noqa: PLC0415
         from llmvisor_runtimes.output_format import Grammars  # noqa: PLC0415
 
-        weights = Weights(load, progress)
         if weights.pooling is not None:
             return self._load_encoder(weights, load, progress)
         model = LlamaModel(weights, load, progress, version=self.version())
@@ -243,3 +256,9 @@ class LlamaCppBackend:
 def _check_length(*texts: str) -> None:
     if sum(map(len, texts)) > limits.tokenize_text_bytes_max:
         raise RequestError("invalid_value", f"the text is longer than {limits.tokenize_text_bytes_max} bytes", "prompt")
+
+
+def _import_the_rest() -> None:
+    with suppress(Exception):  # comes up again where it is imported by name
+        for name in ("engine", "model"):
+            importlib.import_module(f"llmvisor_runtimes.llamacpp.{name}")

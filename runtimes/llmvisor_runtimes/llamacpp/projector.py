@@ -21,7 +21,7 @@ from llmvisor_runtimes.backend import LoadError, RequestError
 from llmvisor_runtimes.llamacpp.adapters import check_gguf
 from llmvisor_runtimes.llamacpp.images import unpacks_wrong
 from llmvisor_runtimes.llamacpp.log import LlamaLog
-from llmvisor_runtimes.llamacpp.native import llama_cpp
+from llmvisor_runtimes.llamacpp.native import binding, llama_cpp
 from llmvisor_runtimes.llamacpp.sounds import is_sound, sound_seconds
 from llmvisor_runtimes.protocol import MEDIA_MARKER
 
@@ -258,7 +258,5 @@ def _library() -> Any:  # noqa: ANN401 - a module without types
     """llama_cpp's binding, imported with the first mmproj: most models have none."""
     global _mtmd  # noqa: PLW0603 - a module, imported once
     if _mtmd is None:
-        from llama_cpp import mtmd_cpp  # noqa: PLC0415
-
-        _mtmd = mtmd_cpp
+        _mtmd = binding("mtmd_cpp")
     return _mtmd

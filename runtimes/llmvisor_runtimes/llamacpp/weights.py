@@ -10,7 +10,7 @@ from typing import Literal
 
 from llmvisor_runtimes.backend import LoadError, LoadProgressCallback
 from llmvisor_runtimes.llamacpp.log import LlamaLog
-from llmvisor_runtimes.llamacpp.native import llama_cpp
+from llmvisor_runtimes.llamacpp.native import binding, llama_cpp
 from llmvisor_runtimes.llamacpp.options import LlamaCppOptions, read_options
 from llmvisor_runtimes.llamacpp.vocabulary import Vocabulary
 from llmvisor_runtimes.protocol import Load
@@ -161,8 +161,7 @@ class _GgufParams(ctypes.Structure):
 
 def _has_tensor(path: str, names: tuple[bytes, ...]) -> bool:
     """Whether a file has a tensor of one of these names; llama.h does not tell."""
-    from llama_cpp._ggml import libggml  # noqa: PLC0415 - llama_cpp has loaded it by now
-
+    libggml = binding("_ggml").libggml
     libggml.gguf_init_from_file.argtypes = [ctypes.c_char_p, _GgufParams]
     libggml.gguf_init_from_file.restype = ctypes.c_void_p
     libggml.gguf_find_tensor.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
