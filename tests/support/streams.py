@@ -59,7 +59,7 @@ async def stream_all(
     bodies = list(bodies)
     found = [Streamed() for _ in bodies]
     connector = aiohttp.TCPConnector(limit=0, force_close=True)
-    timeout = aiohttp.ClientTimeout(total=SECONDS_MAX)
+    timeout = aiohttp.ClientTimeout(total=None, sock_read=SECONDS_MAX)
     async with (
         aiohttp.ClientSession(url, connector=connector, timeout=timeout) as session,
         asyncio.TaskGroup() as group,
