@@ -32,8 +32,8 @@ from llmvisor.store.models import ModelRows
 from llmvisor.store.registry import RegistryRows
 from llmvisor.store.store import Store
 from llmvisor.store.usage import UsageRows
-from llmvisor.supervision.measured import LoadMeasurer
-from llmvisor.supervision.state import State
+from llmvisor.supervision.memory.measured import LoadMeasurer
+from llmvisor.supervision.scheduling.state import State
 from llmvisor.supervision.supervisor import Supervisor
 from llmvisor.usage import UsageRecorder
 

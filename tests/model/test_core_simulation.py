@@ -15,9 +15,18 @@ import random
 import pytest
 from tests.support.schedulers import scheduler
 
-from llmvisor.supervision.effects import Effect, Expire, Grant, Refuse, StartWorker, StopWorker, Suspend, Ticket
-from llmvisor.supervision.poison import Crash, CrashKind
-from llmvisor.supervision.state import HAS_WORKER, State
+from llmvisor.supervision.scheduling.effects import (
+    Effect,
+    Expire,
+    Grant,
+    Refuse,
+    StartWorker,
+    StopWorker,
+    Suspend,
+    Ticket,
+)
+from llmvisor.supervision.scheduling.poison import Crash, CrashKind
+from llmvisor.supervision.scheduling.state import HAS_WORKER, State
 
 FIRST, LAST = map(int, os.environ.get("LLMVISOR_SIMULATION_SEEDS", "0-2000").split("-"))
 SEEDS_EACH = 250

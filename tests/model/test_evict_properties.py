@@ -6,7 +6,7 @@ import hypothesis.strategies as st
 import msgspec
 from hypothesis import given, settings
 
-from llmvisor.supervision.evict import Decision, Load, Resident, Room, decide
+from llmvisor.supervision.memory.evict import Decision, Load, Resident, Room, decide
 
 NOW, RESIDENCY = 1000.0, 10.0
 PHASES = ["loading", "idle", "busy", "leaving"]

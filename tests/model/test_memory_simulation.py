@@ -18,11 +18,11 @@ from hypothesis import given, settings
 from tests.support.schedulers import scheduler
 
 from llmvisor.errors import InsufficientMemory
-from llmvisor.supervision.arrivals import Arrivals
-from llmvisor.supervision.effects import Effect, Grant, Refuse, StartWorker, StopWorker, Ticket
-from llmvisor.supervision.evict import Load, Resident, Room, decide
-from llmvisor.supervision.memory import MemoryBudget
-from llmvisor.supervision.state import HAS_WORKER, State
+from llmvisor.supervision.memory.arrivals import Arrivals
+from llmvisor.supervision.memory.budget import MemoryBudget
+from llmvisor.supervision.memory.evict import Load, Resident, Room, decide
+from llmvisor.supervision.scheduling.effects import Effect, Grant, Refuse, StartWorker, StopWorker, Ticket
+from llmvisor.supervision.scheduling.state import HAS_WORKER, State
 
 NEVER = 10.0**9
 

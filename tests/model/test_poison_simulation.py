@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from tests.support.schedulers import scheduler
 
 from llmvisor import limits
-from llmvisor.supervision.effects import Effect, Grant, Refuse, StartWorker, StopWorker, Suspend, Ticket
-from llmvisor.supervision.poison import Crash, CrashKind
-from llmvisor.supervision.state import State
+from llmvisor.supervision.scheduling.effects import Effect, Grant, Refuse, StartWorker, StopWorker, Suspend, Ticket
+from llmvisor.supervision.scheduling.poison import Crash, CrashKind
+from llmvisor.supervision.scheduling.state import State
 
 TICK_SECONDS = 0.02
 TICKS_MAX = 60_000

@@ -15,13 +15,13 @@ from tests.support.fake_worker import INFO, FakeClock, FakeWorker, generation, g
 from llmvisor.config.tree import ModelConfig, Restart
 from llmvisor.models.gguf import GgufError
 from llmvisor.supervision.cpu import CoreShares
-from llmvisor.supervision.reaper import WorkerExit
 from llmvisor.supervision.replacing import Replacing
 from llmvisor.supervision.runtime import Runtime
+from llmvisor.supervision.scheduling.state import State
 from llmvisor.supervision.setup import RuntimeSetup
-from llmvisor.supervision.spawn import WorkerSpec
-from llmvisor.supervision.state import State
 from llmvisor.supervision.stream import GenerationStream
+from llmvisor.supervision.workers.reaper import WorkerExit
+from llmvisor.supervision.workers.spawn import WorkerSpec
 from llmvisor_runtimes.protocol import (
     PROTOCOL_VERSION,
     Delta,

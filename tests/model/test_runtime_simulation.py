@@ -23,7 +23,7 @@ from llmvisor import limits
 from llmvisor.config.tree import Restart
 from llmvisor.errors import LlmvisorError, ShuttingDown
 from llmvisor.services.service import EmbeddingRequest, Generation, SamplingRequest, Terms
-from llmvisor.supervision.state import HAS_WORKER, State
+from llmvisor.supervision.scheduling.state import HAS_WORKER, State
 from llmvisor.supervision.stream import GenerationStream
 from llmvisor_runtimes.protocol import (
     PROTOCOL_VERSION,

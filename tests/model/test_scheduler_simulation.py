@@ -12,7 +12,7 @@ import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from llmvisor.supervision.effects import (
+from llmvisor.supervision.scheduling.effects import (
     Changed,
     Effect,
     Expire,
@@ -24,10 +24,10 @@ from llmvisor.supervision.effects import (
     Suspend,
     Ticket,
 )
-from llmvisor.supervision.poison import Crash, CrashKind
-from llmvisor.supervision.restart import RestartPolicy
-from llmvisor.supervision.scheduler import Scheduler
-from llmvisor.supervision.state import HAS_WORKER, State
+from llmvisor.supervision.scheduling.poison import Crash, CrashKind
+from llmvisor.supervision.scheduling.restart import RestartPolicy
+from llmvisor.supervision.scheduling.scheduler import Scheduler
+from llmvisor.supervision.scheduling.state import HAS_WORKER, State
 
 SLOTS = 3
 KINDS: list[CrashKind] = ["fault", "killed", "outside"]

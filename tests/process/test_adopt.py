@@ -16,7 +16,7 @@ from tests.support.daemon import alive
 from tests.support.leaks import no_leaks
 from tests.support.polling import eventually, eventually_sync
 
-from llmvisor.supervision.adopt import AdoptedProcess, children_but, end_children
+from llmvisor.supervision.workers.adopt import AdoptedProcess, children_but, end_children
 
 SCRIPT = Path(__file__).parents[1] / "support" / "reexecuted.py"
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ from tests.support.polling import eventually
 from tests.support.workers import start
 
 from llmvisor import limits
-from llmvisor.supervision.channel import Channel
+from llmvisor.supervision.workers.channel import Channel
 from llmvisor_runtimes.framing import COMMAND_DECODER, FrameReader, encode
 from llmvisor_runtimes.protocol import PROTOCOL_VERSION, Cancel, Command, Detokenize, Hello, Report, Text
 

@@ -21,7 +21,7 @@ from llmvisor.fetch.failures import FetchProblem
 from llmvisor.fetch.protocol import Fetched, FetchProgress, FetchRequest, Found, SearchRequest
 from llmvisor.jobs.ending import FetchCrashed
 from llmvisor.jobs.fetching import FetchRunner, fetch_environment
-from llmvisor.supervision.orphans import OrphanJournal, sweep
+from llmvisor.supervision.workers.orphans import OrphanJournal, sweep
 
 pytestmark = [pytest.mark.both_loops, pytest.mark.usefixtures("leak_check")]
 

@@ -13,7 +13,7 @@ from tests.support.polling import eventually
 from tests.support.workers import Recorded, start
 
 from llmvisor import limits
-from llmvisor.supervision.capture import CUT_MARK
+from llmvisor.supervision.workers.capture import CUT_MARK
 
 pytestmark = [pytest.mark.both_loops, pytest.mark.usefixtures("leak_check")]
 

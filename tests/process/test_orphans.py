@@ -20,8 +20,8 @@ from tests.support.workers import executable, nonce, start
 
 from llmvisor import limits
 from llmvisor.errors import StartError
-from llmvisor.supervision.orphans import JournalEntry, OrphanJournal, process_start_time, sweep
-from llmvisor.supervision.spawn import NONCE_VARIABLE
+from llmvisor.supervision.workers.orphans import JournalEntry, OrphanJournal, process_start_time, sweep
+from llmvisor.supervision.workers.spawn import NONCE_VARIABLE
 
 NONCE = "0123456789abcdef0123456789abcdef"
 OTHER = "fedcba9876543210fedcba9876543210"

@@ -13,8 +13,8 @@ import pytest
 from tests.support.leaks import no_leaks
 from tests.support.polling import eventually_sync
 
-from llmvisor.supervision import reaper
-from llmvisor.supervision.reaper import ProcessGroup
+from llmvisor.supervision.workers import reaper
+from llmvisor.supervision.workers.reaper import ProcessGroup
 
 
 @pytest.fixture(params=["6.9", "5.3", "without pidfd"], autouse=True)

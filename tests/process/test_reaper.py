@@ -16,8 +16,8 @@ from tests.support.polling import eventually
 from tests.support.workers import executable, start
 
 from llmvisor import limits
-from llmvisor.supervision import worker as worker_module
-from llmvisor.supervision.reaper import RUNGS, ProcessGroup, Reaper, Rung, WorkerExit
+from llmvisor.supervision.workers import worker as worker_module
+from llmvisor.supervision.workers.reaper import RUNGS, ProcessGroup, Reaper, Rung, WorkerExit
 from llmvisor_runtimes.framing import encode
 from llmvisor_runtimes.protocol import Detokenize, Hello, Report, Step, Text
 

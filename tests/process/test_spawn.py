@@ -20,8 +20,8 @@ from tests.support.leaks import no_leaks
 from tests.support.polling import eventually
 from tests.support.workers import Recorded, executable, nonce, start
 
-from llmvisor.supervision import spawn
-from llmvisor.supervision.spawn import SpawnFailed, WorkerSpec, worker_arguments, worker_environment
+from llmvisor.supervision.workers import spawn
+from llmvisor.supervision.workers.spawn import SpawnFailed, WorkerSpec, worker_arguments, worker_environment
 
 pytestmark = [pytest.mark.both_loops, pytest.mark.usefixtures("leak_check")]
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 from tests.support.schedulers import ready, scheduler, ticket, without_changes
 
-from llmvisor.supervision.effects import Grant, Refuse, StartWorker, StopWorker
-from llmvisor.supervision.scheduler import Scheduler
-from llmvisor.supervision.state import State
+from llmvisor.supervision.scheduling.effects import Grant, Refuse, StartWorker, StopWorker
+from llmvisor.supervision.scheduling.scheduler import Scheduler
+from llmvisor.supervision.scheduling.state import State
 
 
 def test_preload_without_room_is_not_tried_over_and_over() -> None:

@@ -9,7 +9,7 @@ from tests.support.fake_worker import FakeWorld, generation
 from tests.support.polling import eventually
 
 from llmvisor.errors import ModelLoadFailed
-from llmvisor.supervision.state import State
+from llmvisor.supervision.scheduling.state import State
 
 
 @pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), OSError(24, "Too many open files")])

@@ -15,8 +15,8 @@ from tests.support.daemon import Daemon, Json, mock_model, stream
 from tests.support.nosy import REFUSED, ask_daemon, nosy_python
 from tests.support.tiny_gguf import write_tiny_gguf
 
-from llmvisor.supervision.confinement import state_folder
 from llmvisor.supervision.requests import RequestTable
+from llmvisor.supervision.workers.confinement import state_folder
 from llmvisor_runtimes.confinement import landlock
 from llmvisor_runtimes.protocol import Delta, Done, ProtocolViolation, Step
 

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from llmvisor.config.tree import ModelConfig
-from llmvisor.supervision.confinement import confinement
+from llmvisor.supervision.workers.confinement import confinement
 from llmvisor_runtimes.confinement import seatbelt, seccomp
 
 

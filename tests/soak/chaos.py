@@ -27,7 +27,7 @@ from tests.support.mlx_models import tiny_folder
 from tests.support.polling import eventually_sync
 from tests.support.small_disk import SmallDisk, has_own_mounts
 
-from llmvisor.supervision.machine_memory import FAULT_FILE_VARIABLE
+from llmvisor.supervision.memory.machine_memory import FAULT_FILE_VARIABLE
 
 Json = dict[str, Any]
 

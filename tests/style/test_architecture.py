@@ -17,29 +17,29 @@ FUNCTION_LINES_MAX = 60
 FILE_LINES_MAX = 400
 
 PURE = (
-    "daemon/llmvisor/supervision/state.py",
-    "daemon/llmvisor/supervision/restart.py",
-    "daemon/llmvisor/supervision/scheduler.py",
-    "daemon/llmvisor/supervision/effects.py",
-    "daemon/llmvisor/supervision/fair_queue.py",
-    "daemon/llmvisor/supervision/earliest.py",
-    "daemon/llmvisor/supervision/service_times.py",
+    "daemon/llmvisor/supervision/scheduling/state.py",
+    "daemon/llmvisor/supervision/scheduling/restart.py",
+    "daemon/llmvisor/supervision/scheduling/scheduler.py",
+    "daemon/llmvisor/supervision/scheduling/effects.py",
+    "daemon/llmvisor/supervision/scheduling/fair_queue.py",
+    "daemon/llmvisor/supervision/scheduling/earliest.py",
+    "daemon/llmvisor/supervision/scheduling/service_times.py",
     "daemon/llmvisor/supervision/tickets.py",
     "daemon/llmvisor/keys/bucket.py",
     "daemon/llmvisor/keys/key.py",
     "daemon/llmvisor/config/api_keys.py",
-    "daemon/llmvisor/supervision/arrivals.py",
+    "daemon/llmvisor/supervision/memory/arrivals.py",
     "daemon/llmvisor/supervision/configured.py",
     "daemon/llmvisor/supervision/cpu.py",
-    "daemon/llmvisor/supervision/evict.py",
-    "daemon/llmvisor/supervision/pressure.py",
+    "daemon/llmvisor/supervision/memory/evict.py",
+    "daemon/llmvisor/supervision/memory/pressure.py",
     "daemon/llmvisor/supervision/handover.py",
     "daemon/llmvisor/upgrade/state.py",
     "daemon/llmvisor/http/connection_handover.py",
-    "daemon/llmvisor/supervision/poison.py",
-    "daemon/llmvisor/supervision/places.py",
-    "daemon/llmvisor/supervision/idleness.py",
-    "daemon/llmvisor/supervision/crashes.py",
+    "daemon/llmvisor/supervision/scheduling/poison.py",
+    "daemon/llmvisor/supervision/scheduling/places.py",
+    "daemon/llmvisor/supervision/scheduling/idleness.py",
+    "daemon/llmvisor/supervision/scheduling/crashes.py",
     "daemon/llmvisor/config/reload.py",
     "daemon/llmvisor/fetch/pace.py",
     "daemon/llmvisor/fetch/ranges.py",
@@ -154,6 +154,22 @@ def test_control_contract_imports_only_msgspec_and_itself() -> None:
         return not is_below(module, "msgspec", "llmvisor.control", *sys.stdlib_module_names)
 
     assert violations(shared, forbidden) == []
+
+
+def test_parts_of_the_supervision_know_only_what_is_below_them() -> None:
+    """What is decided about requests knows no memory and no process, and what is decided about memory knows of
+    requests only whether a model is loaded."""
+    above = "llmvisor.supervision"
+    allowed = {
+        "scheduling": (f"{above}.scheduling", f"{above}.handover"),
+        "memory": (f"{above}.memory", f"{above}.scheduling.state", f"{above}.alarm", f"{above}.cpu"),
+    }
+    for part, known in allowed.items():
+
+        def forbidden(module: str, _path: Path, known: tuple[str, ...] = known) -> bool:
+            return is_below(module, above) and not is_below(module, *known)
+
+        assert violations(sources(f"daemon/llmvisor/supervision/{part}"), forbidden) == []
 
 
 def test_daemon_imports_only_the_protocol_of_the_runtimes() -> None:

@@ -12,10 +12,10 @@ from llmvisor.config.tree import ModelConfig
 from llmvisor.control.api import RuntimeStatus
 from llmvisor.services.service import Generation, SamplingRequest
 from llmvisor.supervision.cpu import CoreShares
-from llmvisor.supervision.reaper import WorkerExit
 from llmvisor.supervision.runtime import Runtime
 from llmvisor.supervision.setup import RuntimeSetup
-from llmvisor.supervision.spawn import WorkerSpec
+from llmvisor.supervision.workers.reaper import WorkerExit
+from llmvisor.supervision.workers.spawn import WorkerSpec
 from llmvisor_runtimes.protocol import (
     PROTOCOL_VERSION,
     Command,

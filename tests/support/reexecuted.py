@@ -17,9 +17,9 @@ from tests.support.workers import Recorded, scripted_python, start
 
 from llmvisor.clock import SystemClock
 from llmvisor.supervision.handover import WorkerHandover
-from llmvisor.supervision.orphans import OrphanJournal
-from llmvisor.supervision.spawn import WorkerSpec
-from llmvisor.supervision.worker import adopt_worker
+from llmvisor.supervision.workers.orphans import OrphanJournal
+from llmvisor.supervision.workers.spawn import WorkerSpec
+from llmvisor.supervision.workers.worker import adopt_worker
 from llmvisor_runtimes.protocol import Detokenize
 
 FOLDER, END = Path(sys.argv[1]), sys.argv[2]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from llmvisor.supervision.effects import Changed, Effect, SchedulerSettings, Ticket
-from llmvisor.supervision.restart import RestartPolicy
-from llmvisor.supervision.scheduler import Scheduler
+from llmvisor.supervision.scheduling.effects import Changed, Effect, SchedulerSettings, Ticket
+from llmvisor.supervision.scheduling.restart import RestartPolicy
+from llmvisor.supervision.scheduling.scheduler import Scheduler
 
 
 def scheduler(

@@ -11,10 +11,10 @@ from pathlib import Path
 from tests.support.polling import eventually
 
 from llmvisor.clock import SystemClock
-from llmvisor.supervision.orphans import OrphanJournal
-from llmvisor.supervision.reaper import Rung, WorkerExit
-from llmvisor.supervision.spawn import WorkerSpec
-from llmvisor.supervision.worker import Worker, start_worker
+from llmvisor.supervision.workers.orphans import OrphanJournal
+from llmvisor.supervision.workers.reaper import Rung, WorkerExit
+from llmvisor.supervision.workers.spawn import WorkerSpec
+from llmvisor.supervision.workers.worker import Worker, start_worker
 from llmvisor_runtimes.protocol import Command, Hello, Report, Text
 
 SCRIPT = Path(__file__).parent / "scripted_worker.py"

@@ -10,10 +10,10 @@ from tests.support.fake_worker import FakeClock
 from llmvisor import limits
 from llmvisor.config.tree import Memory, ModelConfig
 from llmvisor.errors import InsufficientMemory
-from llmvisor.supervision.admission import Admission
-from llmvisor.supervision.arrivals import Arrivals
-from llmvisor.supervision.memory import MemoryBudget
-from llmvisor.supervision.state import State
+from llmvisor.supervision.memory.admission import Admission
+from llmvisor.supervision.memory.arrivals import Arrivals
+from llmvisor.supervision.memory.budget import MemoryBudget
+from llmvisor.supervision.scheduling.state import State
 
 pytestmark = pytest.mark.usefixtures("leak_check")
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmvisor import limits
-from llmvisor.supervision.capture import CUT_MARK, LineAllowance, LineLog, LineSplitter, printable
+from llmvisor.supervision.workers.capture import CUT_MARK, LineAllowance, LineLog, LineSplitter, printable
 
 
 class Clock:

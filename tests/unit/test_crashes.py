@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from llmvisor import limits
-from llmvisor.supervision.crashes import Crashes, Verdict
-from llmvisor.supervision.poison import Crash, PoisonRule
-from llmvisor.supervision.restart import RestartPolicy
+from llmvisor.supervision.scheduling.crashes import Crashes, Verdict
+from llmvisor.supervision.scheduling.poison import Crash, PoisonRule
+from llmvisor.supervision.scheduling.restart import RestartPolicy
 
 FAULT = Crash("fault")
 

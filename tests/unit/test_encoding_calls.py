@@ -12,7 +12,7 @@ from llmvisor import limits
 from llmvisor.errors import InvalidRequest, UnsupportedOperation
 from llmvisor.services.service import Embedded, EmbeddingRequest, Scored, ScoringRequest, Terms
 from llmvisor.supervision.encoding import EmbeddingCall, check_vectors
-from llmvisor.supervision.state import State
+from llmvisor.supervision.scheduling.state import State
 from llmvisor_runtimes.protocol import (
     Cancel,
     Command,

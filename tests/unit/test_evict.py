@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from llmvisor.supervision.arrivals import Arrivals
-from llmvisor.supervision.evict import Decision, Load, Refusal, Resident, Room, cheapest, decide
+from llmvisor.supervision.memory.arrivals import Arrivals
+from llmvisor.supervision.memory.evict import Decision, Load, Refusal, Resident, Room, cheapest, decide
 
 NOW = 1000.0
 RESIDENCY = 10.0

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from llmvisor import limits
-from llmvisor.supervision.earliest import Earliest
-from llmvisor.supervision.effects import Priority, Ticket
-from llmvisor.supervision.fair_queue import PRIORITIES, FairQueue
+from llmvisor.supervision.scheduling.earliest import Earliest
+from llmvisor.supervision.scheduling.effects import Priority, Ticket
+from llmvisor.supervision.scheduling.fair_queue import PRIORITIES, FairQueue
 
 
 def ticket(id: int, client: str = "", priority: Priority = "normal", *, weight: int = 1) -> Ticket:

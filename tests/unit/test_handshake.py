@@ -7,7 +7,7 @@ from tests.support.fake_worker import INFO, FakeWorld, generation
 from tests.support.polling import eventually
 
 from llmvisor.errors import ModelLoadFailed
-from llmvisor.supervision.state import State
+from llmvisor.supervision.scheduling.state import State
 from llmvisor_runtimes.protocol import PROTOCOL_VERSION, Hello, Load, Loaded, LoadFailed
 
 

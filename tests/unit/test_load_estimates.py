@@ -14,9 +14,9 @@ from llmvisor import limits
 from llmvisor.config.tree import ModelConfig
 from llmvisor.models.catalogue import Catalogue
 from llmvisor.store.measures import LoadKey
-from llmvisor.supervision.estimates import LoadEstimates
-from llmvisor.supervision.machine_memory import MachineMemory
-from llmvisor.supervision.measured import LoadHistory, options_sha256
+from llmvisor.supervision.memory.estimates import LoadEstimates
+from llmvisor.supervision.memory.machine_memory import MachineMemory
+from llmvisor.supervision.memory.measured import LoadHistory, options_sha256
 
 GIB = 2**30
 NOW = datetime.now(UTC) + timedelta(hours=1)

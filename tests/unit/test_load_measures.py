@@ -14,7 +14,7 @@ from llmvisor.control.api import ModelState, RuntimeStatus
 from llmvisor.errors import StoreUnavailable
 from llmvisor.store import limits
 from llmvisor.store.measures import LoadKey
-from llmvisor.supervision.measured import LoadHistory, LoadMeasurer, options_sha256
+from llmvisor.supervision.memory.measured import LoadHistory, LoadMeasurer, options_sha256
 
 pytestmark = pytest.mark.usefixtures("leak_check")
 CONFIG = ModelConfig(backend="mock", path="/models/a.gguf")

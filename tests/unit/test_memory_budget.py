@@ -7,8 +7,8 @@ import os
 import pytest
 
 from llmvisor.errors import InsufficientMemory
-from llmvisor.supervision.machine_memory import MachineMemory, process_memory
-from llmvisor.supervision.memory import MemoryBudget
+from llmvisor.supervision.memory.budget import MemoryBudget
+from llmvisor.supervision.memory.machine_memory import MachineMemory, process_memory
 
 GIB = 2**30
 

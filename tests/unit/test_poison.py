@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmvisor.supervision.poison import Crash, PoisonRule, Quarantine
+from llmvisor.supervision.scheduling.poison import Crash, PoisonRule, Quarantine
 
 FAULT = Crash("fault")
 KILLED = Crash("killed")

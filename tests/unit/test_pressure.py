@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from llmvisor import limits
-from llmvisor.supervision.evict import Resident
-from llmvisor.supervision.pressure import PressureRule, Relief, Worker
+from llmvisor.supervision.memory.evict import Resident
+from llmvisor.supervision.memory.pressure import PressureRule, Relief, Worker
 
 SOFT, HARD = 100, 40
 WAIT = limits.memory_relief_seconds

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmvisor.supervision.restart import RestartPolicy
+from llmvisor.supervision.scheduling.restart import RestartPolicy
 
 
 def policy(*, restarts_max: int = 5, random: Callable[[], float] = lambda: 1.0) -> RestartPolicy:

@@ -13,7 +13,7 @@ from llmvisor import limits
 from llmvisor.config.tree import Restart
 from llmvisor.errors import PoisonRequest, RuntimeCrashed
 from llmvisor.services.service import EmbeddingRequest, Generation, SamplingRequest, ScoringRequest, Terms
-from llmvisor.supervision.state import State
+from llmvisor.supervision.scheduling.state import State
 from llmvisor.supervision.stream import GenerationStream
 from llmvisor_runtimes.protocol import (
     Cancel,

@@ -10,7 +10,7 @@ from tests.support.polling import eventually
 
 from llmvisor.config.tree import ModelConfig, Restart
 from llmvisor.errors import InsufficientMemory, ModelLoadFailed, ShuttingDown
-from llmvisor.supervision.state import State
+from llmvisor.supervision.scheduling.state import State
 from llmvisor_runtimes.protocol import Cancel, Delta, Done, Generate, Load, SetThreads, Step
 
 

@@ -11,7 +11,7 @@ from tests.support.polling import eventually
 from llmvisor.config.tree import ModelConfig
 from llmvisor.errors import RuntimeCrashed
 from llmvisor.supervision.configured import Trial
-from llmvisor.supervision.state import State
+from llmvisor.supervision.scheduling.state import State
 from llmvisor_runtimes.protocol import Delta, Done, Generate, Load, Step
 
 AFTER = ModelConfig(backend="mock", path="/after")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from tests.support.schedulers import ready, scheduler, ticket, without_changes
 
-from llmvisor.supervision.effects import Grant, Refuse, StartWorker, StopWorker, Suspend, Ticket
-from llmvisor.supervision.poison import Crash, CrashKind
-from llmvisor.supervision.state import State
+from llmvisor.supervision.scheduling.effects import Grant, Refuse, StartWorker, StopWorker, Suspend, Ticket
+from llmvisor.supervision.scheduling.poison import Crash, CrashKind
+from llmvisor.supervision.scheduling.state import State
 
 
 class TestLoading:

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import pytest
 from tests.support.polling import eventually_sync
 
-from llmvisor.supervision import confinement
-from llmvisor.supervision.confinement import make_scratch, remove_scratch, sweep_scratch
+from llmvisor.supervision.workers import confinement
+from llmvisor.supervision.workers.confinement import make_scratch, remove_scratch, sweep_scratch
 
 NONCE, OTHER = "a" * 32, "b" * 32
 

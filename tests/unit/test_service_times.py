@@ -6,9 +6,9 @@ import pytest
 from tests.support.schedulers import ready, scheduler, without_changes
 
 from llmvisor import limits
-from llmvisor.supervision.effects import Expire, Grant, Refuse, Ticket
-from llmvisor.supervision.scheduler import Scheduler
-from llmvisor.supervision.service_times import ServiceTimes
+from llmvisor.supervision.scheduling.effects import Expire, Grant, Refuse, Ticket
+from llmvisor.supervision.scheduling.scheduler import Scheduler
+from llmvisor.supervision.scheduling.service_times import ServiceTimes
 
 
 def measured(*seconds: float) -> ServiceTimes:

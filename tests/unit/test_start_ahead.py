@@ -10,7 +10,7 @@ from tests.support.fake_worker import INFO, FakeWorker, FakeWorld, generation
 from tests.support.polling import eventually
 
 from llmvisor.errors import InsufficientMemory, ModelLoadFailed
-from llmvisor.supervision.state import State
+from llmvisor.supervision.scheduling.state import State
 from llmvisor_runtimes.protocol import PROTOCOL_VERSION, Hello, Load, Loaded, Tick
 
 HELLO = Hello(PROTOCOL_VERSION, "mock", "1", FakeWorker.pid)

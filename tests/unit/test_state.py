@@ -6,7 +6,14 @@ import itertools
 
 import pytest
 
-from llmvisor.supervision.state import HAS_WORKER, TRANSITIONS, Event, IllegalTransitionError, State, next_state
+from llmvisor.supervision.scheduling.state import (
+    HAS_WORKER,
+    TRANSITIONS,
+    Event,
+    IllegalTransitionError,
+    State,
+    next_state,
+)
 
 
 def test_table_lists_every_state_and_event() -> None:

@@ -13,7 +13,7 @@ from tests.support.fake_worker import FakeClock
 from llmvisor.config.tree import Config, ModelConfig
 from llmvisor.control.api import RuntimeStatus
 from llmvisor.errors import ModelNotFound
-from llmvisor.supervision.state import State
+from llmvisor.supervision.scheduling.state import State
 from llmvisor.supervision.supervisor import Supervisor
 
 MOCK = ModelConfig(backend="mock")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmvisor.supervision.watch import ProgressWatch
+from llmvisor.supervision.workers.watch import ProgressWatch
 from llmvisor_runtimes.protocol import Delta, Phase, Step, Tick
 
 

@@ -13,7 +13,7 @@ import sys
 from contextlib import suppress
 from typing import NamedTuple
 
-from llmvisor.supervision.spawn import NONCE_VARIABLE
+from llmvisor.supervision.workers.spawn import NONCE_VARIABLE
 
 _UCRED = struct.Struct("=iII")
 _SOL_LOCAL, _LOCAL_PEERCRED, _LOCAL_PEERPID = 0, 1, 2

@@ -16,7 +16,7 @@ from llmvisor.http.connections import is_unix
 from llmvisor.http.front import FRONT
 from llmvisor.keys.gate import KEY
 from llmvisor.services.service import Terms
-from llmvisor.supervision.effects import Priority
+from llmvisor.supervision.scheduling.effects import Priority
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

@@ -12,9 +12,9 @@ from contextlib import suppress
 from llmvisor import limits
 from llmvisor.clock import Clock
 from llmvisor.log import get_logger
-from llmvisor.supervision.capture import LineLog, LineSplitter, LogCapture
 from llmvisor.supervision.handover import LogPipe
-from llmvisor.supervision.reaper import ProcessGroup, Reaper, Rung
+from llmvisor.supervision.workers.capture import LineLog, LineSplitter, LogCapture
+from llmvisor.supervision.workers.reaper import ProcessGroup, Reaper, Rung
 
 _log = get_logger(__name__)
 

@@ -33,8 +33,8 @@ from llmvisor.jobs.ending import FetchCrashed
 from llmvisor.jobs.fetch_child import FetchChild
 from llmvisor.jobs.work import finished
 from llmvisor.log import get_logger
-from llmvisor.supervision.orphans import OrphanJournal
-from llmvisor.supervision.spawn import (
+from llmvisor.supervision.workers.orphans import OrphanJournal
+from llmvisor.supervision.workers.spawn import (
     NONCE_VARIABLE,
     pipe_ends,
     require_descriptors,

@@ -18,8 +18,8 @@ from llmvisor.jobs.engine import Jobs
 from llmvisor.jobs.fetching import FetchRunner, fetch_environment
 from llmvisor.jobs.recorder import JobRecords
 from llmvisor.jobs.work import Library, Work
-from llmvisor.supervision.orphans import OrphanJournal
 from llmvisor.supervision.runtime import Runtime
+from llmvisor.supervision.workers.orphans import OrphanJournal
 
 _BYTES_PER_MB = 1_000_000
 

@@ -20,7 +20,7 @@ from llmvisor.fetch.protocol import Fetched, FetchProgress, FetchRequest, Unchan
 from llmvisor.fetch.repository import suggested_name
 from llmvisor.models.manifest import MANIFEST_NAME, BadManifestError, decode
 from llmvisor.supervision.runtime import Runtime
-from llmvisor.supervision.state import State
+from llmvisor.supervision.scheduling.state import State
 
 T = TypeVar("T")
 PUBLISHING, DELETING, GOING_BACK = "putting in place", "deleting", "going back"

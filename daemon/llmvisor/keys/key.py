@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from llmvisor.control.api import KeyScope
-from llmvisor.supervision.effects import Priority
+from llmvisor.supervision.scheduling.effects import Priority
 
 PREFIX = "llmv-"
 _KEY_BYTES = 32

@@ -24,7 +24,7 @@ from llmvisor.services.service import (
     Stream,
 )
 from llmvisor.supervision.runtime import Runtime
-from llmvisor.supervision.state import HAS_WORKER
+from llmvisor.supervision.scheduling.state import HAS_WORKER
 from llmvisor.supervision.stream import Answer
 from llmvisor.supervision.supervisor import Supervisor
 from llmvisor_runtimes.protocol import ApplyTemplate, ChatPrompt, Detokenize, Prompt, Text, Tokenize, Tokens

@@ -10,7 +10,7 @@ from llmvisor.config.tree import ModelConfig
 from llmvisor.control.api import InstalledModel, ModelStatus
 from llmvisor.models.abilities import gguf_abilities
 from llmvisor.models.catalogue import Catalogue
-from llmvisor.supervision.estimates import LoadEstimates
+from llmvisor.supervision.memory.estimates import LoadEstimates
 from llmvisor.supervision.runtime import Runtime
 
 SERVICE = "local"

@@ -12,7 +12,7 @@ from typing import Literal, Protocol, Self
 import msgspec
 
 from llmvisor.control.api import ModelStatus
-from llmvisor.supervision.effects import Priority
+from llmvisor.supervision.scheduling.effects import Priority
 from llmvisor_runtimes.protocol import (
     AdapterScale,
     ChatPrompt,

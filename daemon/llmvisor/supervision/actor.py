@@ -18,8 +18,8 @@ from llmvisor.errors import InvalidRequest, LlmvisorError, RequestTimeout
 from llmvisor.log import get_logger
 from llmvisor.supervision.alarm import Alarm
 from llmvisor.supervision.configured import Configured
-from llmvisor.supervision.confinement import state_folder
-from llmvisor.supervision.effects import (
+from llmvisor.supervision.requests import Arrival, RequestTable, WorkReport, digest
+from llmvisor.supervision.scheduling.effects import (
     Changed,
     Effect,
     Expire,
@@ -30,16 +30,16 @@ from llmvisor.supervision.effects import (
     Suspend,
     Ticket,
 )
-from llmvisor.supervision.poison import Crash, Quarantine
-from llmvisor.supervision.postmortem import Postmortems
-from llmvisor.supervision.reaper import WorkerExit
-from llmvisor.supervision.requests import Arrival, RequestTable, WorkReport, digest
+from llmvisor.supervision.scheduling.poison import Crash, Quarantine
+from llmvisor.supervision.scheduling.state import HAS_WORKER, State
 from llmvisor.supervision.setup import RuntimeSetup, make_scheduler, restart_limits, scheduler_settings
-from llmvisor.supervision.state import HAS_WORKER, State
 from llmvisor.supervision.status import Facts, runtime_status
 from llmvisor.supervision.stream import Call, GenerationStream, Request, poison_error, refusal_error
-from llmvisor.supervision.worker import refused_hello, told_of
 from llmvisor.supervision.worker_place import WorkerPlace, crash_kind
+from llmvisor.supervision.workers.confinement import state_folder
+from llmvisor.supervision.workers.postmortem import Postmortems
+from llmvisor.supervision.workers.reaper import WorkerExit
+from llmvisor.supervision.workers.worker import refused_hello, told_of
 from llmvisor_runtimes.protocol import Command, ProtocolViolation, Report
 from llmvisor_runtimes.protocol.commands import Cancel, Load
 from llmvisor_runtimes.protocol.reports import Hello, Loaded, LoadFailed, LoadProgress, ModelInfo, Tick

@@ -11,12 +11,12 @@ import msgspec
 
 from llmvisor.config.tree import ModelConfig
 from llmvisor.log import get_logger
-from llmvisor.supervision.adopt import end_children, is_child
-from llmvisor.supervision.confinement import remove_scratch
 from llmvisor.supervision.handover import RuntimeHandover
-from llmvisor.supervision.memory import MemoryBudget
-from llmvisor.supervision.orphans import OrphanJournal
+from llmvisor.supervision.memory.budget import MemoryBudget
 from llmvisor.supervision.runtime import Runtime
+from llmvisor.supervision.workers.adopt import end_children, is_child
+from llmvisor.supervision.workers.confinement import remove_scratch
+from llmvisor.supervision.workers.orphans import OrphanJournal
 from llmvisor_runtimes.protocol import PROTOCOL_VERSION
 
 _log = get_logger(__name__)

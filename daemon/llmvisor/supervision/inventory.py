@@ -13,7 +13,7 @@ import msgspec
 
 from llmvisor import limits
 from llmvisor.control.api import BackendProbe, BackendStatus
-from llmvisor.supervision.spawn import worker_environment
+from llmvisor.supervision.workers.spawn import worker_environment
 
 OWN = ("flag", "llamacpp", "mlx", "mock")
 """The backends that come with llmvisor, each an extra of its package but for the mock."""

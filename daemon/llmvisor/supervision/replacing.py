@@ -18,7 +18,7 @@ from llmvisor.log import get_logger
 from llmvisor.models.gguf import GgufError
 from llmvisor.supervision.configured import Trial
 from llmvisor.supervision.runtime import Runtime
-from llmvisor.supervision.state import State
+from llmvisor.supervision.scheduling.state import State
 
 _log = get_logger(__name__)
 _TRIED = frozenset({State.LOADING, State.READY, State.DRAINING, State.BACKOFF})

@@ -10,8 +10,8 @@ import msgspec
 from llmvisor.errors import UnsupportedOperation
 from llmvisor.services.service import EmbeddingRequest, Generation, ScoringRequest, Terms
 from llmvisor.supervision.encoding import EmbeddingCall, ScoringCall
-from llmvisor.supervision.postmortem import Inside
 from llmvisor.supervision.stream import Answer, Call, GenerationStream, Request, failure
+from llmvisor.supervision.workers.postmortem import Inside
 from llmvisor_runtimes.protocol import (
     ChatPrompt,
     Embeddings,

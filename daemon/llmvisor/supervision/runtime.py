@@ -13,11 +13,11 @@ from llmvisor.errors import LlmvisorError
 from llmvisor.services.service import Embedded, EmbeddingRequest, Generation, Scored, ScoringRequest
 from llmvisor.supervision.actor import Actor
 from llmvisor.supervision.configured import Trial
-from llmvisor.supervision.effects import Ticket
 from llmvisor.supervision.encoding import EmbeddingCall, ScoringCall
 from llmvisor.supervision.handover import History, RuntimeHandover
 from llmvisor.supervision.requests import generate_command
-from llmvisor.supervision.state import HAS_WORKER, State
+from llmvisor.supervision.scheduling.effects import Ticket
+from llmvisor.supervision.scheduling.state import HAS_WORKER, State
 from llmvisor.supervision.status import WAITS_FOR_MEMORY
 from llmvisor.supervision.stream import Answer, Call, GenerationStream
 from llmvisor.supervision.tickets import ticket_of, waits_for

@@ -13,13 +13,13 @@ from llmvisor.clock import Clock
 from llmvisor.config.tree import ModelConfig, Sandbox
 from llmvisor.control.api import RuntimeStatus
 from llmvisor.supervision.cpu import CoreShares
-from llmvisor.supervision.effects import SchedulerSettings
 from llmvisor.supervision.handover import WorkerHandover
-from llmvisor.supervision.reaper import WorkerExit
-from llmvisor.supervision.restart import RestartLimits, RestartPolicy
-from llmvisor.supervision.scheduler import Scheduler
-from llmvisor.supervision.spawn import WorkerSpec
-from llmvisor.supervision.worker import Worker
+from llmvisor.supervision.scheduling.effects import SchedulerSettings
+from llmvisor.supervision.scheduling.restart import RestartLimits, RestartPolicy
+from llmvisor.supervision.scheduling.scheduler import Scheduler
+from llmvisor.supervision.workers.reaper import WorkerExit
+from llmvisor.supervision.workers.spawn import WorkerSpec
+from llmvisor.supervision.workers.worker import Worker
 from llmvisor_runtimes.protocol import Report
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from llmvisor.control.api import ModelState, ProgressStatus, RuntimeStatus
-from llmvisor.supervision.scheduler import Scheduler
-from llmvisor.supervision.state import State
+from llmvisor.supervision.scheduling.scheduler import Scheduler
+from llmvisor.supervision.scheduling.state import State
 from llmvisor_runtimes.limits import tick_interval_seconds
 from llmvisor_runtimes.protocol import Confined, LoadProgress, ModelInfo, Tick
 

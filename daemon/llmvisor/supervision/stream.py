@@ -27,7 +27,7 @@ from llmvisor.errors import (
     UnsupportedOperation,
 )
 from llmvisor.services.service import CacheState
-from llmvisor.supervision.effects import RefusalKind, Refuse
+from llmvisor.supervision.scheduling.effects import RefusalKind, Refuse
 from llmvisor_runtimes.protocol import (
     Command,
     Delta,

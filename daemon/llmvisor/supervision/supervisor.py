@@ -30,14 +30,14 @@ from llmvisor.models.gguf import GgufError
 from llmvisor.routing.names import NamedModel, NameIndex
 from llmvisor.supervision.cpu import CoreShares
 from llmvisor.supervision.inventory import inventory
-from llmvisor.supervision.machine_memory import MachineMemory
-from llmvisor.supervision.orphans import OrphanJournal, sweep
+from llmvisor.supervision.memory.machine_memory import MachineMemory
+from llmvisor.supervision.memory.residency import Residency
 from llmvisor.supervision.replacing import Replacing
-from llmvisor.supervision.residency import Residency
 from llmvisor.supervision.runtime import Runtime
+from llmvisor.supervision.scheduling.state import HAS_WORKER, State
 from llmvisor.supervision.setup import RuntimeSetup
-from llmvisor.supervision.state import HAS_WORKER, State
-from llmvisor.supervision.worker import adopt_worker, start_worker
+from llmvisor.supervision.workers.orphans import OrphanJournal, sweep
+from llmvisor.supervision.workers.worker import adopt_worker, start_worker
 from llmvisor_runtimes.backend import ENTRY_POINT_GROUP
 from llmvisor_runtimes.cores import available_cores
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from llmvisor.services.service import EmbeddingRequest, Generation, ScoringRequest
-from llmvisor.supervision.effects import Ticket
-from llmvisor.supervision.scheduler import Scheduler
-from llmvisor.supervision.state import State
+from llmvisor.supervision.scheduling.effects import Ticket
+from llmvisor.supervision.scheduling.scheduler import Scheduler
+from llmvisor.supervision.scheduling.state import State
 from llmvisor.supervision.status import WAITS_FOR_MEMORY
 from llmvisor_runtimes.protocol import LoadProgress
 

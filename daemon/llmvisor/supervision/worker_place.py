@@ -10,16 +10,16 @@ from collections.abc import Callable
 from llmvisor.config.tree import ModelConfig
 from llmvisor.errors import InsufficientMemory, ModelLoadFailed
 from llmvisor.log import get_logger
-from llmvisor.supervision.confinement import confinement
-from llmvisor.supervision.effects import StopWorker
 from llmvisor.supervision.handover import WorkerHandover
-from llmvisor.supervision.poison import CrashKind
-from llmvisor.supervision.postmortem import FlightRecorder
-from llmvisor.supervision.reaper import WorkerExit
+from llmvisor.supervision.scheduling.effects import StopWorker
+from llmvisor.supervision.scheduling.poison import CrashKind
 from llmvisor.supervision.setup import RuntimeSetup
-from llmvisor.supervision.spawn import WorkerSpec
-from llmvisor.supervision.watch import ProgressWatch
-from llmvisor.supervision.worker import Worker
+from llmvisor.supervision.workers.confinement import confinement
+from llmvisor.supervision.workers.postmortem import FlightRecorder
+from llmvisor.supervision.workers.reaper import WorkerExit
+from llmvisor.supervision.workers.spawn import WorkerSpec
+from llmvisor.supervision.workers.watch import ProgressWatch
+from llmvisor.supervision.workers.worker import Worker
 from llmvisor_runtimes.protocol import Command, Hello, Report
 
 _FAULT_SIGNALS = frozenset(

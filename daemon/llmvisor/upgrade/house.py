@@ -16,7 +16,7 @@ from llmvisor.log import LogHub
 from llmvisor.notify import Notifier
 from llmvisor.parts import Parts
 from llmvisor.supervision.adoption import Adoption
-from llmvisor.supervision.state import State
+from llmvisor.supervision.scheduling.state import State
 from llmvisor.supervision.supervisor import Supervisor
 from llmvisor.upgrade.inherit import Inheritance
 from llmvisor.upgrade.state import DaemonHandover, Envelope, seal

@@ -15,8 +15,8 @@ from llmvisor.errors import StartError
 from llmvisor.http.connection_handover import ConnectionHandover
 from llmvisor.listen import open_tcp
 from llmvisor.signals import HeldSignals
-from llmvisor.supervision.adopt import children_but, end_children
 from llmvisor.supervision.handover import RuntimeHandover
+from llmvisor.supervision.workers.adopt import children_but, end_children
 from llmvisor.upgrade.fault import fail_on_purpose, is_wanted
 from llmvisor.upgrade.memory_file import read_memory_file
 from llmvisor.upgrade.preflight import PREFLIGHT_VARIABLE

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from llmvisor import limits
-from llmvisor.supervision.spawn import require_descriptors, seal_descriptors
+from llmvisor.supervision.workers.spawn import require_descriptors, seal_descriptors
 from llmvisor.upgrade.reexec import STATE_VARIABLE
 
 PREFLIGHT_VARIABLE = "LLMVISOR_PREFLIGHT"

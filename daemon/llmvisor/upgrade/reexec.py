@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
 from llmvisor.signals import HeldSignals
-from llmvisor.supervision.spawn import seal_descriptors
+from llmvisor.supervision.workers.spawn import seal_descriptors
 
 STATE_VARIABLE = "LLMVISOR_UPGRADE_FD"
 """Names the descriptor of the state, from one run to the next."""

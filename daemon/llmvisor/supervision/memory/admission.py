@@ -18,11 +18,11 @@ from llmvisor.clock import Clock
 from llmvisor.config.tree import Memory, ModelConfig
 from llmvisor.log import get_logger
 from llmvisor.supervision.alarm import Alarm
-from llmvisor.supervision.arrivals import Arrivals
 from llmvisor.supervision.cpu import exchange
-from llmvisor.supervision.evict import Decision, Load, Resident, Room, decide
-from llmvisor.supervision.memory import MemoryBudget, size_text
-from llmvisor.supervision.state import State
+from llmvisor.supervision.memory.arrivals import Arrivals
+from llmvisor.supervision.memory.budget import MemoryBudget, size_text
+from llmvisor.supervision.memory.evict import Decision, Load, Resident, Room, decide
+from llmvisor.supervision.scheduling.state import State
 
 _log = get_logger(__name__)
 

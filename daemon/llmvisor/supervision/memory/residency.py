@@ -12,15 +12,15 @@ from llmvisor.config.tree import Memory, ModelConfig
 from llmvisor.control.api import RuntimeStatus
 from llmvisor.log import get_logger
 from llmvisor.models.catalogue import Catalogue
-from llmvisor.supervision.admission import Admission, Occupant
-from llmvisor.supervision.arrivals import Arrivals
 from llmvisor.supervision.cpu import exchange
-from llmvisor.supervision.estimates import LoadEstimates
-from llmvisor.supervision.machine_memory import MachineMemory, process_memory
-from llmvisor.supervision.measured import LoadHistory
-from llmvisor.supervision.memory import MemoryBudget, size_text
-from llmvisor.supervision.pressure import PressureRule, Relief, Worker
-from llmvisor.supervision.state import HAS_WORKER, State
+from llmvisor.supervision.memory.admission import Admission, Occupant
+from llmvisor.supervision.memory.arrivals import Arrivals
+from llmvisor.supervision.memory.budget import MemoryBudget, size_text
+from llmvisor.supervision.memory.estimates import LoadEstimates
+from llmvisor.supervision.memory.machine_memory import MachineMemory, process_memory
+from llmvisor.supervision.memory.measured import LoadHistory
+from llmvisor.supervision.memory.pressure import PressureRule, Relief, Worker
+from llmvisor.supervision.scheduling.state import HAS_WORKER, State
 
 _log = get_logger(__name__)
 

@@ -9,7 +9,7 @@ from llmvisor import limits
 from llmvisor.config.tree import ModelConfig
 from llmvisor.models.catalogue import Catalogue
 from llmvisor.store.measures import LoadKey, LoadMeasure
-from llmvisor.supervision.measured import LoadHistory, options_sha256
+from llmvisor.supervision.memory.measured import LoadHistory, options_sha256
 
 
 class LoadEstimates:

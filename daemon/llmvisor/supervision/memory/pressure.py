@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import msgspec
 
 from llmvisor import limits
-from llmvisor.supervision.evict import Resident, cheapest
+from llmvisor.supervision.memory.evict import Resident, cheapest
 
 
 class Worker(msgspec.Struct, frozen=True):

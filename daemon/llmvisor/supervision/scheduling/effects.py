@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from llmvisor.supervision.state import State
+from llmvisor.supervision.scheduling.state import State
 
 Priority = Literal["low", "normal", "high"]
 

@@ -20,8 +20,8 @@ import msgspec
 
 from llmvisor import limits
 from llmvisor.errors import ModelLoadFailed
-from llmvisor.supervision.confinement import Confinement
 from llmvisor.supervision.handover import LogPipe
+from llmvisor.supervision.workers.confinement import Confinement
 
 INHERITED_NAMES = frozenset(
     {

@@ -6,7 +6,7 @@ What is measured is the time that a place (a slot of the worker) is held: a requ
 from __future__ import annotations
 
 from llmvisor import limits
-from llmvisor.supervision.effects import Ticket
+from llmvisor.supervision.scheduling.effects import Ticket
 
 _RECENT = 0.2
 """The share of the newest measure in the mean."""

@@ -15,8 +15,9 @@ from collections.abc import Iterable
 from typing import Literal
 
 from llmvisor import limits
-from llmvisor.supervision.crashes import Crashes
-from llmvisor.supervision.effects import (
+from llmvisor.supervision.handover import RuntimeHandover
+from llmvisor.supervision.scheduling.crashes import Crashes
+from llmvisor.supervision.scheduling.effects import (
     Changed,
     Effect,
     Expire,
@@ -29,12 +30,11 @@ from llmvisor.supervision.effects import (
     Suspend,
     Ticket,
 )
-from llmvisor.supervision.handover import RuntimeHandover
-from llmvisor.supervision.idleness import Idleness
-from llmvisor.supervision.places import Places
-from llmvisor.supervision.poison import Crash, CrashKind, PoisonRule
-from llmvisor.supervision.restart import RestartLimits, RestartPolicy
-from llmvisor.supervision.state import Event, State, next_state
+from llmvisor.supervision.scheduling.idleness import Idleness
+from llmvisor.supervision.scheduling.places import Places
+from llmvisor.supervision.scheduling.poison import Crash, CrashKind, PoisonRule
+from llmvisor.supervision.scheduling.restart import RestartLimits, RestartPolicy
+from llmvisor.supervision.scheduling.state import Event, State, next_state
 
 
 class Scheduler:

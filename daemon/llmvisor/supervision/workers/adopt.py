@@ -16,7 +16,7 @@ from contextlib import suppress
 import psutil
 
 from llmvisor import limits
-from llmvisor.supervision.reaper import ProcessGroup
+from llmvisor.supervision.workers.reaper import ProcessGroup
 
 UNKNOWN_CODE = 255
 """Of a child that somebody else has reaped, as the standard library gives it."""

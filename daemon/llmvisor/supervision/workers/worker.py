@@ -16,15 +16,15 @@ import psutil
 from llmvisor import limits
 from llmvisor.clock import Clock
 from llmvisor.log import get_logger
-from llmvisor.supervision.adopt import AdoptedProcess
-from llmvisor.supervision.capture import LineLog, LogCapture
-from llmvisor.supervision.channel import Channel
-from llmvisor.supervision.confinement import make_scratch, remove_scratch
 from llmvisor.supervision.handover import WorkerHandover
-from llmvisor.supervision.machine_memory import oom_kills
-from llmvisor.supervision.orphans import OrphanJournal
-from llmvisor.supervision.reaper import ProcessGroup, Reaper, Rung, WorkerExit
-from llmvisor.supervision.spawn import Spawned, SpawnRefused, WorkerSpec, spawn
+from llmvisor.supervision.memory.machine_memory import oom_kills
+from llmvisor.supervision.workers.adopt import AdoptedProcess
+from llmvisor.supervision.workers.capture import LineLog, LogCapture
+from llmvisor.supervision.workers.channel import Channel
+from llmvisor.supervision.workers.confinement import make_scratch, remove_scratch
+from llmvisor.supervision.workers.orphans import OrphanJournal
+from llmvisor.supervision.workers.reaper import ProcessGroup, Reaper, Rung, WorkerExit
+from llmvisor.supervision.workers.spawn import Spawned, SpawnRefused, WorkerSpec, spawn
 from llmvisor_runtimes.protocol import PROTOCOL_VERSION, Close, Command, Hello, ModelInfo, Report
 
 _log = get_logger(__name__)

@@ -10,8 +10,8 @@ import msgspec
 from llmvisor import limits
 from llmvisor.clock import Clock
 from llmvisor.control.api import FrameRecord, MemoryRecord, Postmortem, RequestFate, RequestRecord
-from llmvisor.supervision.effects import Effect, Refuse, Suspend
-from llmvisor.supervision.reaper import WorkerExit
+from llmvisor.supervision.scheduling.effects import Effect, Refuse, Suspend
+from llmvisor.supervision.workers.reaper import WorkerExit
 from llmvisor_runtimes.framing import encode
 from llmvisor_runtimes.protocol import Command, Embeddings, Report, Scores, Step, Text, Tick, Tokens
 

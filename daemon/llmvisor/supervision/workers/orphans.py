@@ -20,9 +20,9 @@ import psutil
 
 from llmvisor import limits
 from llmvisor.lock import secure_directory
-from llmvisor.supervision.confinement import sweep_scratch
-from llmvisor.supervision.reaper import ProcessGroup
-from llmvisor.supervision.spawn import NONCE_VARIABLE
+from llmvisor.supervision.workers.confinement import sweep_scratch
+from llmvisor.supervision.workers.reaper import ProcessGroup
+from llmvisor.supervision.workers.spawn import NONCE_VARIABLE
 
 _PREFIX = "worker-"
 _SUFFIX = ".json"

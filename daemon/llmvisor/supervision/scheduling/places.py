@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from llmvisor import limits
-from llmvisor.supervision.earliest import Earliest
-from llmvisor.supervision.effects import Ticket
-from llmvisor.supervision.fair_queue import FairQueue
-from llmvisor.supervision.poison import PoisonRule
-from llmvisor.supervision.service_times import ServiceTimes
+from llmvisor.supervision.scheduling.earliest import Earliest
+from llmvisor.supervision.scheduling.effects import Ticket
+from llmvisor.supervision.scheduling.fair_queue import FairQueue
+from llmvisor.supervision.scheduling.poison import PoisonRule
+from llmvisor.supervision.scheduling.service_times import ServiceTimes
 
 
 class Places:

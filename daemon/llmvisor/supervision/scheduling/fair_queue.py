@@ -22,8 +22,8 @@ from collections.abc import Iterator, Sequence
 from heapq import heappop, heappush
 
 from llmvisor import limits
-from llmvisor.supervision.earliest import Earliest
-from llmvisor.supervision.effects import Priority, Ticket
+from llmvisor.supervision.scheduling.earliest import Earliest
+from llmvisor.supervision.scheduling.effects import Priority, Ticket
 
 PRIORITIES: tuple[Priority, ...] = ("high", "normal", "low")
 

@@ -7,8 +7,8 @@ from collections.abc import Collection
 import msgspec
 
 from llmvisor import limits
-from llmvisor.supervision.poison import Crash, CrashKind, PoisonRule
-from llmvisor.supervision.restart import RestartLimits, RestartPolicy
+from llmvisor.supervision.scheduling.poison import Crash, CrashKind, PoisonRule
+from llmvisor.supervision.scheduling.restart import RestartLimits, RestartPolicy
 
 
 class Verdict(msgspec.Struct, frozen=True):
