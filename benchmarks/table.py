@@ -29,8 +29,8 @@ Where the time goes:
   with the tokenizing of the job.
 - Resumed stream: the bare process has to start, import, load and compute as well; beside that the daemon notices the
   death and starts the worker, whose own modules are imported, and the token passes two pipes and HTTP.
-- Swap: the other worker's end takes some 20 ms, the next one's own modules and its way to the client some 40 ms; the
-  bare process has the rest as well. With this small model, which a warm disk gives in 0.2 s, that is a quarter.
+- Swap: the next worker starts while the other one still ends, and imports while llama.cpp reads the file; what is left
+  is the decision, its own modules, two pipes and HTTP.
 - Start: the modules of the front, of the jobs and of the store, on top of the libraries that both import.
 - Idle: what watches the configuration's files has 3 MB, and wakes some times a second.
 """

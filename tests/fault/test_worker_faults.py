@@ -29,12 +29,22 @@ def daemon() -> Generator[Daemon]:
         "victim": mock_model(token_delay_ms=20, restart={**QUICK_RESTARTS, "max": 1000}, stall_timeout=3),
         "heavy": mock_model(token_delay_ms=20, load_seconds=1, restart={**QUICK_RESTARTS, "max": 1000}),
         "encoder": mock_model(restart={**QUICK_RESTARTS, "max": 1000}),
-        "monitor": mock_model(token_delay_ms=20),
+        "monitor": mock_model(token_delay_ms=10),
         "looping": mock_model(failpoints="load=panic", restart=QUICK_RESTARTS),
         "hopeless": mock_model(failpoints="load=exit(78)", restart=QUICK_RESTARTS),
     }
     with no_leaks(), Daemon({"models": models}) as one:
         yield one
+
+
+ALONE: dict[tuple[str, int], Json] = {}
+
+
+def undisturbed(daemon: Daemon, model: str, tokens: int) -> Json:
+    """What a model answers when nothing goes wrong; asked for once."""
+    if (model, tokens) not in ALONE:
+        _, ALONE[model, tokens] = daemon.complete(model, max_tokens=tokens)
+    return ALONE[model, tokens]
 
 
 @contextmanager
@@ -52,14 +62,13 @@ def monitored(daemon: Daemon) -> Generator[None]:
     yield
     thread.join(30)
     assert events[-1] == "[DONE]"
-    _, alone = daemon.complete("monitor", max_tokens=150)
-    assert text_of(events) == alone["choices"][0]["text"]
+    assert text_of(events) == undisturbed(daemon, "monitor", 150)["choices"][0]["text"]
 
 
 def test_sigkill_mid_stream_is_a_pause_and_others_go_on(daemon: Daemon) -> None:
     """1. Two models stream. 2. One worker gets SIGKILL. Result: its stream goes on in another one, each token once, the
     usage right; the other model's goes on untouched."""
-    _, alone = daemon.complete("victim", max_tokens=150)
+    alone = undisturbed(daemon, "victim", 150)
     with monitored(daemon), stream(daemon, "victim", max_tokens=150, stream_options=WITH_USAGE) as client:
         events = [client.next_event()]
         pid = daemon.worker_pid("victim")
@@ -149,7 +158,7 @@ def test_who_wants_an_error_gets_one(daemon: Daemon) -> None:
 def test_request_that_ends_two_workers_is_refused_with_its_like(daemon: Daemon, fault: str) -> None:
     """1. A request ends each worker that it runs in, beside one that does not. Result: 422, and for the same request
     again at once; the other one is whole, and who waits is served."""
-    _, alone = daemon.complete("victim", max_tokens=100)
+    alone = undisturbed(daemon, "victim", 100)
     restarts = daemon.runtime("victim")["restarts"]
     poison = f"[[failpoint: generate=2*token->{fault}]]"
     with stream(daemon, "victim", max_tokens=100) as client:
@@ -231,7 +240,7 @@ def test_queued_requests_survive_a_crash(daemon: Daemon) -> None:
 def test_stopped_worker_is_replaced_and_the_daemon_stays_responsive(daemon: Daemon) -> None:
     """1. A worker gets SIGSTOP while it streams. Result: lack of progress is noticed within `stall_timeout`, the stream
     goes on in a new worker, and /health answers quickly all along."""
-    _, alone = daemon.complete("victim", max_tokens=150)
+    alone = undisturbed(daemon, "victim", 150)
     with monitored(daemon), stream(daemon, "victim", max_tokens=150) as client:
         events = [client.next_event()]
         pid = daemon.worker_pid("victim")
