@@ -136,26 +136,30 @@ def _send_output_to_log() -> None:
 
 def _find_backend(name: str) -> Backend | None:
     """The backend that is registered under this name, or None with the reason in the log."""
-    place = OWN_BACKENDS.get(name) or _registered(name)
-    if place is None:
-        return None
-    module, _, attribute = place.partition(":")
     try:
-        make: Callable[[], Backend] = getattr(importlib.import_module(module), attribute)
+        make = _own(name) or _registered(name)
+        return None if make is None else make()
     except ImportError as error:
         _log(f"the backend {name!r} cannot be imported: {error}")
         return None
-    return make()
 
 
-def _registered(name: str) -> str | None:
-    """Where another package's backend stands, as `module:attribute`."""
+def _own(name: str) -> Callable[[], Backend] | None:
+    if name not in OWN_BACKENDS:
+        return None
+    module, _, attribute = OWN_BACKENDS[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _registered(name: str) -> Callable[[], Backend] | None:
+    """Another package's backend."""
     from importlib.metadata import entry_points  # noqa: PLC0415 - for other packages' backends alone
 
-    registered = {entry.name: entry.value for entry in entry_points(group=ENTRY_POINT_GROUP)}
+    registered = {entry.name: entry for entry in entry_points(group=ENTRY_POINT_GROUP)}
     if name not in registered:
         _log(f"no backend is named {name!r}; there are: {', '.join(sorted(registered)) or 'none'}")
-    return registered.get(name)
+        return None
+    return registered[name].load()
 
 
 def _log(line: str) -> None:

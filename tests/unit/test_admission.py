@@ -282,3 +282,33 @@ async def test_load_is_told_that_its_memory_is_on_its_way_and_may_give_it_up() -
     world.gone("a")
     await settle()
     assert world.budget.holders() == []
+
+
+async def test_machine_that_has_less_a_moment_later_stops_nobody() -> None:
+    """Other programs take memory between the decision and its being carried out."""
+    world = World()
+    readings = iter([10])
+    world.budget = MemoryBudget(100, available=lambda: next(readings, 9))
+    world.admission = Admission(
+        world.budget,
+        occupants=lambda: world.models,
+        reload_seconds=lambda _: 1.0,
+        settings=Memory,
+        arrivals=Arrivals(600),
+        clock=world.clock,
+    )
+    await asyncio.wait_for(world.load("a", 10), 5)
+    assert world.budget.held_bytes("a") == 9
+
+
+async def test_load_that_is_given_up_is_not_looked_at_again() -> None:
+    """Its runtime has failed in the same moment: memory that is free by now would be set aside for nobody."""
+    world = World()
+    world.loaded("a", 10)
+    world.models["b"].state, world.models["b"].in_flight = State.LOADING, 1
+    memory = await asyncio.wait_for(world.admission.admit("b", 5), 5)
+    world.models["b"].state = State.FAILED
+    world.gone("a")
+    memory.cancel()
+    await settle()
+    assert world.budget.holders() == []

@@ -129,6 +129,16 @@ def test_memory_is_on_its_way_once_those_who_leave_are_enough_and_nobodys_reques
     assert decided([load("b", 5)], [idle("a", 5)]).coming == [], "it is there already"
 
 
+def test_nobody_takes_memory_that_has_been_told_to_be_on_its_way() -> None:
+    """Enough for both, once a busy model has finished what runs; until then the first would wait for its requests."""
+    since = NOW - RESIDENCY
+    loads = [load("b", 10, since=since), load("d", 6, since=since), load("c", 5)]
+    decision = decide(
+        loads, [leaving("l", 5), busy("a", 12)], Room(5, 22, 22), now=NOW, min_residency_seconds=RESIDENCY
+    )
+    assert (decision.coming, decision.yield_, decision.admit) == (["b"], ["a"], [])
+
+
 def test_two_loads_share_one_eviction() -> None:
     """What comes back from one model is enough for both, so no second one goes."""
     decision = decided([load("b", 3), load("c", 4)], [idle("a", 9), idle("x", 9, rate=0.2)], limit=18)

@@ -11,7 +11,7 @@ from tests.support.polling import eventually
 
 from llmvisor.errors import InsufficientMemory, ModelLoadFailed
 from llmvisor.supervision.scheduling.state import State
-from llmvisor_runtimes.protocol import PROTOCOL_VERSION, Hello, Load, Loaded, Tick
+from llmvisor_runtimes.protocol import PROTOCOL_VERSION, Command, Hello, Load, Loaded, Tick
 
 HELLO = Hello(PROTOCOL_VERSION, "mock", "1", FakeWorker.pid)
 STARTING = Tick(step=0, phase="start", active=0, waiting=0, tokens=0, rss_bytes=1)
@@ -37,6 +37,12 @@ async def test_worker_that_is_ready_first_loads_once_the_memory_is_there() -> No
     assert isinstance(worker.sent[0], Load)
     worker.report(Loaded(INFO))
     assert world.runtime.state is State.READY
+
+
+async def test_process_is_known_while_it_waits() -> None:
+    """What it takes by then is counted as a part of what it needs, for which its pid has to be known."""
+    world, worker, _ = await ahead()
+    assert world.published[-1].pid == worker.pid
 
 
 async def test_memory_that_is_there_first_waits_for_the_worker() -> None:
@@ -71,6 +77,7 @@ async def test_memory_that_does_not_come_ends_the_worker_before_who_waits_is_tol
         await anext(aiter(stream))
     assert world.runtime.state is State.STOPPED
     assert world.runtime.postmortems.all() == []
+    assert world.published[-1].pid is None
     world.memory = None
     world.runtime.load()
     (await world.worker(2)).load()
@@ -110,3 +117,22 @@ async def test_memory_that_is_refused_while_it_stops_changes_nothing() -> None:
     await eventually(lambda: len(worker.stops) >= 1)
     worker.exit(-signal.SIGKILL)
     assert world.runtime.state is State.STOPPED
+
+
+async def test_worker_that_cannot_be_told_to_load_is_ended_before_another_one_starts() -> None:
+    """As where the options are longer than a frame may be: there is one worker at most."""
+    world, worker, memory = await ahead()
+    stream = world.runtime.generate(generation())
+    worker.report(HELLO)
+    worker.send = too_long
+    memory.set_result(None)
+    await eventually(lambda: worker.stops == ["kill"])
+    assert world.runtime.state is State.LOADING
+    worker.exit(-signal.SIGKILL)
+    with pytest.raises(ModelLoadFailed, match="longer than a frame"):
+        await anext(aiter(stream))
+    assert world.runtime.state is State.BACKOFF
+
+
+def too_long(_: Command) -> int:
+    raise ValueError("longer than a frame may be")

@@ -286,8 +286,10 @@ class Actor:
 
     def _on_start(self, pid: int) -> None:
         self._facts.pid = pid
+        self._publish()
 
     def _on_denied(self, reason: str) -> None:
+        self._facts.pid = None
         self._falls_back(reason)
         self._apply(self._scheduler.denied(reason, self._now()))
 

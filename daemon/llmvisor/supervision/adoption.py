@@ -92,7 +92,7 @@ class Adoption:
             config = self._config(given)
             runtime = fleet.make(model, config, key=model)
             fleet.runtimes[model], fleet.configs[model] = runtime, config
-            fleet.memory.restore(model, given.reserved_bytes)
+            fleet.memory.reserve(model, given.reserved_bytes)
             runtime.take_over(given)
         except OSError as error:
             _log.warning("the worker is not kept over the upgrade", model=model, reason=str(error))

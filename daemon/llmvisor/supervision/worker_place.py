@@ -123,10 +123,14 @@ class WorkerPlace:
             self._gone(str(error), permanent=not error.retryable)
         except Exception as error:  # noqa: BLE001 - no threads or descriptors left, or a bug: nobody waits for ever
             self._log.error("the worker could not be started", exc_info=error)
-            self._gone(f"the worker could not be started: {error!r}")
+            reason = f"the worker could not be started: {error!r}"
+            if self._worker is None:
+                self._gone(reason)
+            else:
+                self._worker.stop("kill", reason)  # told once it has gone
         finally:
-            if memory is not None:
-                memory.cancel()
+            if memory is not None and not memory.cancel() and not memory.cancelled():
+                memory.exception()  # a refusal that came too late to matter
 
     async def _start_process(self, config: ModelConfig, state_folder: str) -> Worker:
         backend = config.backend or ""

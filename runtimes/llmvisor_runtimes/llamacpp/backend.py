@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 import re
 import threading
+import traceback
 from collections.abc import Sequence
-from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
@@ -259,6 +259,8 @@ def _check_length(*texts: str) -> None:
 
 
 def _import_the_rest() -> None:
-    with suppress(Exception):  # comes up again where it is imported by name
+    try:
         for name in ("engine", "model"):
             importlib.import_module(f"llmvisor_runtimes.llamacpp.{name}")
+    except Exception:  # noqa: BLE001 - comes up again where it is imported by name, but perhaps as another one
+        traceback.print_exc()

@@ -170,6 +170,7 @@ class Admission:
 
     def _look(self) -> None:
         self._looks_soon = False
+        self._waiting = [waiting for waiting in self._waiting if not waiting.done.done()]  # given up a moment ago
         occupants = self._occupants()
         for waiting in self._waiting[:]:
             if (occupant := occupants.get(waiting.load.key)) is not None:
@@ -193,7 +194,7 @@ class Admission:
         by_key = {waiting.load.key: waiting for waiting in self._waiting}
         for key in decision.admit:
             free_bytes = self._budget.free_bytes(without=self.waiting)
-            self._budget.reserve(key, min(by_key[key].load.needed_bytes, free_bytes))
+            self._budget.reserve(key, max(0, min(by_key[key].load.needed_bytes, free_bytes)))
             self._admitted_at[key] = now
             self._end(by_key[key], now)
         for refusal in decision.refuse:

@@ -51,19 +51,12 @@ class MemoryBudget:
         return min(self.limit_bytes, self._available() + sum(each.own_bytes for each in self._held.values()))
 
     def fits(self, key: str, needed_bytes: int) -> bool:
-        """Whether `reserve` would take it now, nobody evicted."""
+        """Whether there is so much for a model now, nobody evicted."""
         return needed_bytes <= self.free_bytes(without={key})
 
     def reserve(self, key: str, needed_bytes: int) -> None:
-        """Set memory aside for a model until `release`. Raises `InsufficientMemory`."""
-        fits, before = self.fits(key, needed_bytes), self._held.pop(key, None) or _Held(0)
-        if not fits:
-            raise self.refusal(needed_bytes)
-        self._held[key] = msgspec.structs.replace(before, reserved_bytes=needed_bytes)
-
-    def restore(self, key: str, reserved_bytes: int) -> None:
-        """A worker that is there already has this set aside for it."""
-        self._held[key] = _Held(reserved_bytes)
+        """Set memory aside for a model until `release`: it was decided that there is so much."""
+        self._held.setdefault(key, _Held(0)).reserved_bytes = needed_bytes
 
     def refusal(self, needed_bytes: int, *, waited_seconds: float | None = None, users: str = "") -> InsufficientMemory:
         """The error of a model that gets no memory, telling who has it, and who of them is in use."""

@@ -127,6 +127,8 @@ class _Look:
         self._claimed = 0
         """What loads that wait already will take of that."""
         pinned_bytes = sum(each.held_bytes for each in residents if each.pinned)
+        self._soon = 0
+        """Of that, by loads that have been told so, and by those before them."""
         self._most = room.limit_bytes - pinned_bytes
         self._attainable = room.attainable_bytes - pinned_bytes
         self._draining = [each for each in residents if each.phase == "draining"]
@@ -138,7 +140,7 @@ class _Look:
             load = msgspec.structs.replace(load, needed_bytes=max(load.least_bytes, most))
         if load.needed_bytes > self._most:
             self.decision.refuse.append(Refusal(load.key, never=True))
-        elif load.needed_bytes <= self._free and load.needed_bytes + self._claimed <= self._free + self._coming:
+        elif load.needed_bytes <= self._free and self._leaves_enough(load.needed_bytes):
             self.decision.admit.append(load.key)
             self._free -= load.needed_bytes
         elif self._now >= (deadline := self._deadline(load)):
@@ -152,6 +154,11 @@ class _Look:
         """Once all loads have been looked at."""
         self.decision.stay = [each.key for each in self._draining]
         return self.decision
+
+    def _leaves_enough(self, needed_bytes: int) -> bool:
+        """Whether those who wait already lose nothing by it: neither memory, nor the moment when they get it."""
+        total, soon = self._free + self._coming, self._free + self._leaving
+        return needed_bytes + self._claimed <= total and needed_bytes + self._soon <= soon
 
     def _deadline(self, load: Load) -> float:
         hopeless = load.machine_deadline is not None and load.needed_bytes > self._attainable
@@ -182,6 +189,7 @@ class _Look:
                 self.decision.yield_.append(victim.key)
         if self._claimed <= self._free + self._leaving:
             self.decision.coming.append(load.key)
+            self._soon = self._claimed
 
     def _count_on_draining(self, short_bytes: int) -> int:
         """Wait for what those give back that drain; gives what is still short."""

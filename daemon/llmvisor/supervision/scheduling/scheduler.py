@@ -163,7 +163,7 @@ class Scheduler:
         return effects
 
     def denied(self, reason: str, now: float) -> list[Effect]:
-        """There is no room for the model; no worker was started."""
+        """There is no room for the model; no worker is there."""
         if self.state is State.STOPPING:
             return self.exited(reason, now)  # who waits may be served by what comes next
         self._move(Event.DENIED)
