@@ -134,5 +134,6 @@ async def test_worker_that_cannot_be_told_to_load_is_ended_before_another_one_st
     assert world.runtime.state is State.BACKOFF
 
 
-def too_long(_: Command) -> int:
+def too_long(command: Command) -> int:
+    del command
     raise ValueError("longer than a frame may be")
