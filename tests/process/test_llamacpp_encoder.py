@@ -1,61 +1,26 @@
-"""The llama.cpp backend as an encoder: what a request gets, whoever it shares a batch with.
+"""The llama.cpp backend as an encoder: the vectors that a request gets, whoever it shares a batch with.
 
 Tiny models of random weights show what happens to texts; `test_llamacpp_minilm.py` shows that vectors mean something.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-import gguf
 import numpy as np
 import pytest
-from tests.support.encoder_driver import EncoderDriver, alike, encoder_driver, model_options
-from tests.support.encoder_gguf import (
-    CLS,
-    FIRST_LETTER,
-    SEP,
-    VOCABULARY,
-    word_tokens,
-    write_tiny_encoder,
-    write_tiny_llm_reranker,
-    write_tiny_t5,
-)
-from tests.support.polling import eventually_sync
-from tests.support.tiny_gguf import END_OF_TURN, byte_tokens, write_tiny_gguf
+from tests.support.encoder_driver import EXACT, TEXTS, EncoderDriver, alike, context_of, encoder_driver, model_options
+from tests.support.encoder_gguf import FIRST_LETTER, VOCABULARY, word_tokens, write_tiny_encoder, write_tiny_t5
+from tests.support.tiny_gguf import byte_tokens, write_tiny_gguf
 from tests.support.worker_client import Worker
 
-from llmvisor.models import gguf as header_reader
 from llmvisor_runtimes import limits
-from llmvisor_runtimes.backend import LoadError, RequestError
-from llmvisor_runtimes.llamacpp.context import ABORTED, DECODED
-from llmvisor_runtimes.llamacpp.encoder_context import EncoderContext, Rows
-from llmvisor_runtimes.llamacpp.encoder_model import EncoderModel
-from llmvisor_runtimes.llamacpp.weights import ENCODERS
-from llmvisor_runtimes.protocol import (
-    ChatMessage,
-    ChatPrompt,
-    Embed,
-    Embeddings,
-    Failed,
-    Generate,
-    Hello,
-    Load,
-    Loaded,
-    Sampling,
-    Score,
-    Scores,
-    TextPrompt,
-    TokenPrompt,
-)
+from llmvisor_runtimes.backend import RequestError
+from llmvisor_runtimes.protocol import Embed, Embeddings, Failed, Generate, Hello, Load, Loaded, Sampling, TextPrompt
 
 NOISE = 1e-4
 """What another order of the same sums changes in one number of a vector, generously."""
-EXACT: dict[str, object] = {"flash_attn": "off"}
-"""Flash attention adds 16-bit floats on CPUs: 0.0005 of noise in a vector."""
-TEXTS = ["cat", "a dog barks", "the moon is far", "bread and butter", "z", "what a long text this is for a tiny model"]
 CONTEXT = 128
 
 
@@ -70,11 +35,6 @@ def tiny(models: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def ranker(models: Path) -> Path:
-    return write_tiny_encoder(models / "ranker.gguf", pooling=gguf.PoolingType.RANK, classifier=True)
-
-
-@pytest.fixture(scope="module")
 def decoder(models: Path) -> Path:
     return write_tiny_gguf(models / "decoder.gguf")
 
@@ -85,69 +45,10 @@ def driver(tiny: Path) -> Iterator[EncoderDriver]:
         yield driver
 
 
-@pytest.fixture
-def reranker(ranker: Path) -> Iterator[EncoderDriver]:
-    with encoder_driver(ranker, own=EXACT, n_batch=64) as driver:
-        yield driver
-
-
 def refused(driver: EncoderDriver, *inputs: str | list[int]) -> RequestError:
     with pytest.raises(RequestError) as caught:
         driver.embed(*inputs)
     return caught.value
-
-
-def context_of(driver: EncoderDriver) -> EncoderContext:
-    """The context inside, for tests that make it fail."""
-    model = driver.backend._model  # pyright: ignore[reportPrivateUsage]
-    assert isinstance(model, EncoderModel)
-    return model.context
-
-
-# ------------------------------------------------------------------------------------------------------------ loading
-
-
-def test_model_says_what_it_gives(driver: EncoderDriver, reranker: EncoderDriver) -> None:
-    """An encoder gives embeddings of its own dimension, one with a classifier scores; neither chats."""
-    assert driver.info.capabilities == ["embedding", "tokenize"]
-    assert driver.info.embedding_dimension == 32
-    assert driver.info.n_ctx == CONTEXT
-    assert reranker.info.capabilities == ["rerank", "tokenize"]
-    assert reranker.info.embedding_dimension == 0
-
-
-def test_pooling_that_nobody_says_is_asked_for(models: Path) -> None:
-    """Vectors of the wrong kind look like any other, so nothing is guessed."""
-    path = write_tiny_encoder(models / "unsaid.gguf", pooling=None)
-    with pytest.raises(LoadError, match=r"options\.pooling takes mean, cls, last or rank") as caught:
-        EncoderDriver(path, model_options())
-    assert caught.value.permanent
-    with encoder_driver(path, own={"pooling": "cls"}) as driver:
-        assert driver.encode("cat").shape == (1, 32)
-
-
-def test_encoder_with_a_classifier_is_a_reranker_without_saying_so(models: Path) -> None:
-    """What converts rerankers to GGUF leaves the pooling out of the file."""
-    path = write_tiny_encoder(models / "unsaid-ranker.gguf", pooling=None, classifier=True)
-    with encoder_driver(path) as driver:
-        assert driver.info.capabilities == ["rerank", "tokenize"]
-
-
-def test_ranking_needs_a_classifier(tiny: Path) -> None:
-    """Without one llama.cpp would call a number of the vector a score."""
-    with pytest.raises(LoadError, match="no classifier"):
-        EncoderDriver(tiny, model_options(own={"pooling": "rank"}))
-
-
-def test_daemon_knows_the_same_encoders() -> None:
-    """What the header's reader calls an encoder is what the worker encodes with."""
-    assert header_reader._ENCODERS == ENCODERS  # pyright: ignore[reportPrivateUsage]
-
-
-def test_encoder_cannot_be_made_to_generate(tiny: Path) -> None:
-    """`pooling: none` is for models that can go on with a text."""
-    with pytest.raises(LoadError, match=r"options\.pooling"):
-        EncoderDriver(tiny, model_options(own={"pooling": "none"}))
 
 
 # ------------------------------------------------------------------------------------------------------------ vectors
@@ -301,203 +202,6 @@ def test_truncated_text_keeps_its_beginning_and_its_end_token(driver: EncoderDri
     assert np.array_equal(driver.vectors(id), driver.encode(word_tokens(text)[: CONTEXT - 2]))
 
 
-# ------------------------------------------------------------------------------------------------------------- scores
-
-
-def test_scores_are_the_same_alone_and_in_company(reranker: EncoderDriver) -> None:
-    """One score for each pair, in the order of the pairs."""
-    alone = [reranker.scores("cat", text)[0] for text in TEXTS]
-    first, second = reranker.score("cat", *TEXTS), reranker.score("cat", *reversed(TEXTS))
-    reranker.run()
-    assert np.allclose(reranker.scored[first].scores, alone, atol=NOISE)
-    assert np.allclose(reranker.scored[second].scores, alone[::-1], atol=NOISE)
-    assert len({round(score, 2) for score in alone}) == len(TEXTS)
-
-
-def test_pair_is_written_as_the_model_was_trained(reranker: EncoderDriver) -> None:
-    """`[CLS] question [SEP] text [SEP]`, and that many tokens are counted."""
-    request = Score(1, "r", [("ab", "c")])
-    expected = [CLS, *word_tokens("ab"), SEP, *word_tokens("c"), SEP]
-    assert reranker.backend.prepare(request) == [expected]
-    id = reranker.score("ab", "c", "de")
-    reranker.run()
-    assert reranker.scored[id].tokens == len(expected) + len(expected) + 1
-
-
-def test_special_tokens_cannot_be_smuggled_into_a_pair(reranker: EncoderDriver) -> None:
-    """A text that names one stays a text."""
-    (tokens,) = reranker.backend.prepare(Score(1, "r", [("a", "b [SEP] c")]))
-    assert tokens.count(SEP) == 2
-
-
-def test_long_pair_is_refused_or_its_text_cut_before_its_question(reranker: EncoderDriver) -> None:
-    """The question keeps at least three quarters of the room."""
-    long = "abcdefghij " * 30
-    with pytest.raises(RequestError, match=r"pair 0 has 304 tokens, and the model takes 128") as caught:
-        reranker.score("a", long)
-    assert caught.value.kind == "context_length_exceeded"
-    room = 128 - 3
-    for question, text, kept in (("a", long, 1), (long, "a", room - 1), (long, long, room - room // 4)):
-        (tokens,) = reranker.backend.prepare(Score(1, "r", [(question, text)], truncate=True))
-        assert len(tokens) == 128
-        assert tokens.index(SEP) - 1 == kept
-        assert tokens[-1] == SEP
-
-
-def test_generating_reranker_gives_the_odds_of_yes(models: Path) -> None:
-    """Its pairs are written by its own template, and a probability is handed out as the logit that it is."""
-    path = write_tiny_llm_reranker(models / "llm-ranker.gguf")
-    pairs = [("ab", text) for text in ("cd", "{query}", "xyz" * 30)]
-    with encoder_driver(path, own=EXACT, n_batch=64) as driver:
-        assert driver.info.capabilities == ["rerank", "tokenize"]
-        prepared = driver.backend.prepare(Score(1, "r", pairs))
-        assert prepared[1] == [*byte_tokens("Q:abD:{query}"), END_OF_TURN]
-        alone = [driver.scores(query, text)[0] for query, text in pairs]
-        id = driver.score("ab", *(text for _, text in pairs))
-        driver.run()
-        assert np.allclose(driver.scored[id].scores, alone, atol=2e-2)  # half floats stand in the cache
-        context = context_of(driver)
-        assert context.encode(prepared) == DECODED
-        likely = context.rows(len(pairs))
-        assert np.allclose(likely.sum(axis=1), 1, atol=1e-4), "yes or no"
-        assert np.allclose(np.log(likely[:, 0] / likely[:, 1]), alone, atol=2e-2)
-    with encoder_driver(path, own=EXACT, n_ctx=40) as driver:
-        with pytest.raises(RequestError, match="pair 0 has 97 tokens, and the model takes 40"):
-            driver.score("ab", "xyz" * 30)
-        (tokens,) = driver.backend.prepare(Score(1, "r", [("ab", "xyz" * 30)], truncate=True))
-        assert tokens == [*byte_tokens("Q:abD:" + "xyz" * 11), END_OF_TURN]
-
-
-# ------------------------------------------------------------------------------------------------ what it cannot give
-
-
-def test_what_a_model_does_not_give_is_refused(driver: EncoderDriver, reranker: EncoderDriver) -> None:
-    """Each refusal says what the model gives instead."""
-    wrong = [
-        (driver, Score(1, "r", [("a", "b")])),
-        (reranker, Embed(1, "r", ["a"], ["dense"])),
-        (driver, Embed(1, "r", ["a"], ["dense", "sparse"])),
-        (driver, Embed(1, "r", ["a"], ["colbert"])),
-    ]
-    for one, request in wrong:
-        with pytest.raises(RequestError, match="this model") as caught:
-            one.backend.prepare(request)
-        assert caught.value.kind == "unsupported_operation"
-
-
-def test_encoder_generates_no_text(driver: EncoderDriver, reranker: EncoderDriver) -> None:
-    """Neither from a prompt nor from a conversation."""
-    request = Generate(1, "r", TokenPrompt([FIRST_LETTER]), Sampling())
-    for one in (driver, reranker):
-        with pytest.raises(RequestError, match="it generates no text") as caught:
-            one.backend.generate(request, [FIRST_LETTER])
-        assert caught.value.kind == "unsupported_operation"
-        with pytest.raises(RequestError, match="it generates no text"):
-            one.backend.apply_template(ChatPrompt([ChatMessage("user", "hello")]))
-
-
-def test_generating_model_gives_no_vectors(decoder: Path) -> None:
-    """Unless its options say so it refuses, and says why."""
-    with encoder_driver(decoder, n_ctx=256) as driver:
-        for request in (Embed(1, "r", ["a"], ["dense"]), Score(1, "r", [("a", "b")])):
-            with pytest.raises(RequestError, match="this model generates text") as caught:
-                driver.backend.prepare(request)
-            assert caught.value.kind == "unsupported_operation"
-
-
-def test_texts_are_tokenized_and_back(driver: EncoderDriver) -> None:
-    """The tokenizer's own commands work for encoders."""
-    tokens = driver.backend.tokenize(TextPrompt("cat"), add_special=True, parse_special=True)
-    assert tokens == [CLS, *word_tokens("cat"), SEP]
-    assert "cat" in driver.backend.detokenize(tokens)[0]
-
-
-# --------------------------------------------------------------------------------------------- cancelling and failing
-
-
-def test_cancelled_request_ends_and_the_others_go_on(driver: EncoderDriver) -> None:
-    """It ends with an empty last frame, also where somebody else wants the same texts."""
-    first, second = driver.embed(*TEXTS), driver.embed(*TEXTS)
-    driver.backend.cancel(first)
-    driver.backend.cancel(99)
-    driver.run()
-    assert driver.items[first] == []
-    assert len(driver.items[second]) == len(TEXTS)
-    assert sorted(driver.ended) == [first, second]
-    assert driver.encode("cat").shape == (1, 32)
-
-
-@pytest.mark.parametrize("watched", [True, False])
-def test_cancelling_aborts_what_is_being_computed(models: Path, monkeypatch: pytest.MonkeyPatch, watched: bool) -> None:
-    """A long text is given up between two nodes of its graph, and the next one is computed as ever."""
-    monkeypatch.setattr(limits, "encoder_watched_tokens_min", 0 if watched else 10**6)
-    path = write_tiny_encoder(models / "slow.gguf", context_length=4096, layers=24, dims=128)
-    with encoder_driver(path, n_ctx=4096) as driver:
-        before = driver.encode("cat")
-        id = driver.embed([FIRST_LETTER] * 4000)
-        computing = threading.Thread(target=driver.run)
-        computing.start()
-        eventually_sync(lambda: driver.backend.progress().active == 1)
-        driver.backend.cancel(id)
-        computing.join()
-        assert driver.items[id] == []
-        assert driver.backend.progress().tokens == 5, "the long text was not computed"
-        assert np.abs(driver.encode("cat") - before).max() < NOISE
-
-
-def test_abort_that_comes_late_harms_nobody(driver: EncoderDriver, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that was meant for the batch before: the text is computed again, and its request does not fail."""
-    context = context_of(driver)
-    encode, statuses = context.encode, [ABORTED, ABORTED]
-
-    def interrupted(texts: Sequence[Sequence[int]]) -> int:
-        return statuses.pop() if statuses else encode(texts)
-
-    monkeypatch.setattr(context, "encode", interrupted)
-    assert driver.encode("cat").shape == (1, 32)
-    assert driver.failed == {}
-
-
-def test_long_text_shows_that_it_goes_on(driver: EncoderDriver, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Within one batch the step number rises, so that slowness is not taken for a hang."""
-    driver.encode("cat")
-    before = driver.backend.progress().step
-    monkeypatch.setattr(limits, "encoder_watched_tokens_min", 100)
-    driver.encode([FIRST_LETTER] * 120)
-    assert driver.backend.progress().step > before + 10
-    assert driver.backend.progress().phase == "idle"
-
-
-def test_bad_text_fails_alone(driver: EncoderDriver, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A batch that fails is split until only the text that cannot be computed fails its request."""
-    context = context_of(driver)
-    encode = context.encode
-
-    def fragile(texts: Sequence[Sequence[int]]) -> int:
-        return -3 if any(FIRST_LETTER in text for text in texts) else encode(texts)
-
-    monkeypatch.setattr(context, "encode", fragile)
-    ids = [driver.embed(text) for text in ("cd", "ef", "a", "gh", "ij")]
-    driver.run()
-    assert list(driver.failed) == [ids[2]]
-    assert driver.failed[ids[2]].kind == "internal_error"
-    assert [len(driver.items[id]) for id in ids] == [1, 1, 0, 1, 1]
-
-
-def test_vector_of_no_numbers_fails_its_request(driver: EncoderDriver, monkeypatch: pytest.MonkeyPatch) -> None:
-    """NaN never leaves the worker."""
-    context = context_of(driver)
-    rows = context.rows
-
-    def without_numbers(count: int) -> Rows:
-        return np.full_like(rows(count), np.nan)
-
-    monkeypatch.setattr(context, "rows", without_numbers)
-    id = driver.embed("cat")
-    driver.run()
-    assert "no number" in driver.failed[id].message
-
-
 # ------------------------------------------------------------------------------------------------------------ a worker
 
 
@@ -514,13 +218,3 @@ def test_worker_serves_embeddings_and_refuses_text(tiny: Path) -> None:
         assert "302 tokens" in worker.receive_until(Failed).message
         worker.send(Generate(3, "r", TextPrompt("cat"), Sampling()))
         assert worker.receive_until(Failed).kind == "unsupported_operation"
-
-
-def test_worker_serves_scores(ranker: Path) -> None:
-    """Through the pipes: one answer for all pairs."""
-    with Worker("llamacpp") as worker:
-        worker.receive_until(Hello)
-        worker.send(Load("tiny", str(ranker), model_options()))
-        worker.receive_until(Loaded)
-        worker.send(Score(1, "r", [("cat", text) for text in TEXTS]))
-        assert len(worker.receive_until(Scores).scores) == len(TEXTS)

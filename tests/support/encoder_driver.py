@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmvisor_runtimes.llamacpp import LlamaCppBackend
+from llmvisor_runtimes.llamacpp.encoder_context import EncoderContext
+from llmvisor_runtimes.llamacpp.encoder_model import EncoderModel
 from llmvisor_runtimes.protocol import (
     Embed,
     Embedding,
@@ -25,6 +27,9 @@ from llmvisor_runtimes.protocol import (
 )
 
 STEPS_MAX = 20_000
+EXACT: dict[str, object] = {"flash_attn": "off"}
+"""Flash attention adds 16-bit floats on CPUs: 0.0005 of noise in a vector."""
+TEXTS = ["cat", "a dog barks", "the moon is far", "bread and butter", "z", "what a long text this is for a tiny model"]
 Vectors = NDArray[np.float32]
 
 
@@ -128,3 +133,10 @@ def model_options(*, own: dict[str, object] | None = None, **options: object) ->
 def alike(left: Vectors, right: Vectors) -> Sequence[float]:
     """Cosines of rows of the same number."""
     return [float(one @ other) for one, other in zip(left, right, strict=True)]
+
+
+def context_of(driver: EncoderDriver) -> EncoderContext:
+    """The context inside, for tests that make it fail."""
+    model = driver.backend._model  # pyright: ignore[reportPrivateUsage]
+    assert isinstance(model, EncoderModel)
+    return model.context
