@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import signal
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 from aiohttp import web
-from tests.support.daemon import Daemon, Json
+from tests.support.daemon import Daemon, Json, alive
 from tests.support.http_double import CHUNK_BYTES, Fault
 from tests.support.hub_double import HubDouble, Repository
 from tests.support.polling import eventually_sync
@@ -157,3 +159,28 @@ def staged_bytes(daemon: Daemon) -> int:
 def listed(daemon: Daemon) -> list[Any]:
     """The installed models that the daemon tells."""
     return [one for one in daemon.control("GET", "/llm/models")[1]["data"] if one["source"]]
+
+
+def fetchers(daemon: Daemon) -> list[psutil.Process]:
+    """The processes of this daemon that fetch."""
+    return [one for one in daemon.descendants() if "llmvisor.fetch" in " ".join(one.cmdline())]
+
+
+def kill_and_restart(daemon: Daemon) -> None:
+    """SIGKILL to the daemon alone: what it has started has to see to its own end."""
+    children = daemon.descendants()
+    daemon.signal(signal.SIGKILL)
+    daemon.wait()
+    visible_models(daemon)
+    eventually_sync(lambda: not any(alive(one.pid) for one in children), 10, "nothing survives its daemon")
+    daemon.port_file.unlink(missing_ok=True)
+    daemon.start()
+
+
+def check_installed(daemon: Daemon) -> None:
+    """The model `tiny` is there once and whole, and nothing is left of how it came."""
+    assert visible_models(daemon) == ["tiny"]
+    assert [(one["name"], one["source"].partition(":")[0]) for one in listed(daemon)] == [("tiny", "hf")]
+    eventually_sync(lambda: staged(daemon) == [], 10, "nothing is left in staging")
+    assert [job["state"] for job in daemon.control("GET", "/jobs?type=install")[1]["data"]] == ["succeeded"]
+    assert fetchers(daemon) == []

@@ -110,6 +110,18 @@ class Shelved:
         await self.library.settled()
 
 
+async def opened(folder: Path) -> Shelved:
+    """A library in this folder, ready for use."""
+    shelved = Shelved(folder)
+    await shelved.library.open()
+    return shelved
+
+
+def visible(shelved: Shelved) -> list[str]:
+    """What lies under the models' names."""
+    return sorted(path.relative_to(shelved.folder).as_posix() for path in shelved.folder.glob("[!.]*/*"))
+
+
 def bring(staging: Path, *, seed: int = 1, revision: str | None = None) -> Fetched:
     """A tiny model in a staging folder."""
     data = tiny_bytes(seed)
