@@ -39,7 +39,7 @@ run: $(VENV)/.installed-run
 
 test: $(VENV)/.installed-dev
 	@$(BIN)/python -m llmvisor.models.starter
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+	@$(BIN)/python -m pytest $(ARGS)
 
 test-fast: $(VENV)/.installed-dev
 	@$(BIN)/python -m pytest tests/unit tests/style $(ARGS)
