@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import os
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 from tests.support.daemon import alive
 from tests.support.polling import eventually
+from tests.support.workers import nonce
 
 from llmvisor import limits
 from llmvisor.clock import SystemClock
@@ -36,12 +36,11 @@ def say(line): print(json.dumps(line), flush=True)
 
 
 def runner(tmp_path: Path, script: str, *, silent_seconds: float = 30.0) -> FetchRunner:
-    numbers = itertools.count(1)
     return FetchRunner(
         command=[sys.executable, "-P", "-c", PREAMBLE + script],
         environment=fetch_environment(os.environ),
         journal=lambda: OrphanJournal(tmp_path / "run"),
-        nonce_source=lambda: f"{next(numbers):032x}",
+        nonce_source=nonce,
         clock=SystemClock(),
         silent_seconds_max=silent_seconds,
     )
@@ -170,7 +169,7 @@ async def test_command_that_is_not_there_is_an_error(tmp_path: Path) -> None:
         command=[str(tmp_path / "nothing")],
         environment={},
         journal=lambda: OrphanJournal(tmp_path / "run"),
-        nonce_source=lambda: "0" * 32,
+        nonce_source=nonce,
         clock=SystemClock(),
     )
     with pytest.raises(LlmvisorError, match="cannot be started"):

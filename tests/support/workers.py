@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
+import secrets
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,12 +18,11 @@ from llmvisor.supervision.workers.worker import Worker, start_worker
 from llmvisor_runtimes.protocol import Command, Hello, Report, Text
 
 SCRIPT = Path(__file__).parent / "scripted_worker.py"
-_nonces = itertools.count(1)
 
 
 def nonce() -> str:
-    """A nonce that no other worker of these tests has."""
-    return f"{next(_nonces):032x}"
+    """A nonce that no other worker has, nor one of tests that run at the same time: a sweep kills by it."""
+    return secrets.token_hex(16)
 
 
 def scripted_python(folder: Path) -> str:
