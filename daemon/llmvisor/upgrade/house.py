@@ -98,7 +98,7 @@ class House:
         supervisor = self._parts.supervisor
         if replaced := supervisor.replacing.names:
             return f"{replaced[0]} is being replaced"
-        # A load that waits for memory, and that no request waits for, holds up nothing.
+        # A load that waits for memory, has no process yet, and no request that waits for it, holds up nothing.
         states = ((key, runtime.state) for key, runtime in supervisor.by_key().items() if runtime.has_process)
         passing = (f"{key} {_PASSING[state]}" for key, state in states if state in _PASSING)
         return next(passing, None)
